@@ -62,9 +62,11 @@ def read_examples(
     examples: list[Example] = []
     splits_seen: set[str] = set()
     for line, row in _rows(path):
+        if None in row:
+            raise DataError(f"{path}, line {line}: more fields than the header has; quote or escape the separator")
         for column in needed:
             if row.get(column) is None:
-                found = ", ".join(repr(name) for name in row if name is not None)
+                found = ", ".join(repr(name) for name in row)
                 raise DataError(f"{path}, line {line}: no column {column!r}; the columns there are {found or 'none'}")
         if split is not None:
             splits_seen.add(str(row[split_column]))
