@@ -1,4 +1,4 @@
-"""How movie_reviews.tsv was made from the data set it comes from (NOTICE.md): `python -m zoengine.data.select SOURCE OUT`.
+"""How movie_reviews.tsv was made from its origin (NOTICE.md): `python -m zoengine.data.select SOURCE OUT`.
 
 SOURCE has one review sentence a line, tab-separated: id, mean rating (-4 .. +4), sentence, with a header or without.
 The rule, applied in this order, has no random part:

