@@ -110,7 +110,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from error
+        raise DataError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}") from error
 
 
 def _json_rows(path: Path, file) -> Iterator[tuple[int, dict]]:
