@@ -1,0 +1,3 @@
+#include "api.h"
+
+const zo::cpu::Kernels* zo::cpu::avx512_kernels() { return nullptr; }

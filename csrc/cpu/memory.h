@@ -1,0 +1,54 @@
+// How values stand in memory, and the portable machine's way of reading and writing them.
+#pragma once
+
+#include "../noise.h"
+
+namespace zo {
+inline namespace ZO_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// Memory<V, T> loads and stores kHalves vectors of V::kLanes values of type T at once, as fp32. With one half, they
+// stand in memory order; with two, the first vector holds the values at even places and the second those at odd ones,
+// which lets a 16-bit type be taken apart and put together without a shuffle.
+//   load(p, F (&a)[kHalves]);  store(p, a)  to nearest even;  store(p, a, U (&random16)[kHalves])  stochastically
+template <class V, class T>
+struct Memory;
+
+template <>
+struct Memory<Scalar, float> {
+  static constexpr int kHalves = 1;
+  static ZO_HD void load(const float* p, float (&a)[1]) { a[0] = *p; }
+  static ZO_HD void store(float* p, const float (&a)[1]) { *p = a[0]; }
+};
+
+template <>
+struct Memory<Scalar, BFloat16> {
+  static constexpr int kHalves = 1;
+  static ZO_HD void load(const BFloat16* p, float (&a)[1]) { a[0] = from_bf16(p->bits); }
+  static ZO_HD void store(BFloat16* p, const float (&a)[1]) { p->bits = to_bf16_nearest(a[0]); }
+  static ZO_HD void store(BFloat16* p, const float (&a)[1], const uint32_t (&random16)[1]) {
+    p->bits = to_bf16_stochastic(a[0], random16[0]);
+  }
+};
+
+template <>
+struct Memory<Scalar, Float16> {
+  static constexpr int kHalves = 1;
+  static ZO_HD void load(const Float16* p, float (&a)[1]) { a[0] = from_fp16(p->bits); }
+  static ZO_HD void store(Float16* p, const float (&a)[1]) { p->bits = to_fp16_nearest(a[0]); }
+  static ZO_HD void store(Float16* p, const float (&a)[1], const uint32_t (&random16)[1]) {
+    p->bits = to_fp16_stochastic(a[0], random16[0]);
+  }
+};
+
+// fp32 values in the order that a Memory of one or two halves has.
+static ZO_HD void load_halves(const float* p, float (&a)[1]) { a[0] = *p; }
+
+}  // namespace ZO_ISA
+}  // namespace zo

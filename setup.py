@@ -1,0 +1,122 @@
+"""Build of the compiled extension; everything else about the project stands in pyproject.toml.
+
+The extension zoengine._C holds the CPU kernels and, where torch has CUDA and nvcc is there, the CUDA kernels. It is
+built against the torch that is installed: ``pip install --no-build-isolation .`` It is optional: without torch or a
+working compiler the package is installed all the same and runs on Triton and plain torch.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+GENERATED = Path("build", "generated")
+TRITON = "kernels/zo_triton"  # installed as zoengine.kernels: a top-level package `kernels` is somebody else's name
+TORCH_2_10 = "0x020a000000000000"
+
+
+def warn(message: str) -> None:
+    print(f"\nwarning: zoengine: {message}\n", file=sys.stderr)
+
+
+def write_noise_table() -> None:
+    """The constants of the noise stream as a C++ header; left alone when unchanged, so that nothing is rebuilt."""
+    text = runpy.run_path(str(ROOT / "zoengine" / "noise" / "table.py"))["cpp_header"]()
+    header = ROOT / GENERATED / "noise_table.h"
+    header.parent.mkdir(parents=True, exist_ok=True)
+    if not header.exists() or header.read_text() != text:
+        header.write_text(text)
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def extension(cuda: bool):
+    from torch.utils import cpp_extension
+
+    write_noise_table()
+    common = ["-O3", f"-DTORCH_TARGET_VERSION={TORCH_2_10}"]
+    host = [
+        "-std=c++17",
+        "-ffp-contract=off",  # the noise stream fixes every rounding
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-g0",
+    ]
+    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
+    make = cpp_extension.CppExtension
+    flags = {"cxx": [*common, *host]}
+    if cuda:
+        make = cpp_extension.CUDAExtension
+        files += sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp")
+        flags["cxx"] += ["-DZO_WITH_CUDA", "-DUSE_CUDA"]
+        flags["nvcc"] = [*common, "-std=c++17", "-DUSE_CUDA", "--fmad=false", "--expt-relaxed-constexpr"]
+    return make(
+        "zoengine._C",
+        files,
+        include_dirs=[str(ROOT / GENERATED), str(ROOT / "csrc")],
+        extra_compile_args=flags,
+        py_limited_api=True,
+        optional=True,
+    )
+
+
+def build_command(cuda: bool):
+    from torch.utils import cpp_extension
+
+    class Build(cpp_extension.BuildExtension):
+        """Falls back to the CPU half when the CUDA half does not build, and to no extension when that fails too."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+                return
+            except Exception as error:  # noqa: BLE001 - any failure of any compiler leaves a working package
+                failure = error
+            if cuda:
+                warn(f"the CUDA kernels could not be built ({failure}); building the CPU kernels alone")
+                self.extensions = self.distribution.ext_modules = [extension(cuda=False)]
+                self.finalized = False
+                self.ensure_finalized()
+                try:
+                    super().run()
+                    return
+                except Exception as error:  # noqa: BLE001
+                    failure = error
+            warn(f"the C++ kernels could not be built ({failure}); installing without them, ops will run slowly on CPU")
+
+    return Build
+
+
+def build_options() -> dict:
+    if os.environ.get("ZOENGINE_BUILD") == "python":
+        return {}
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        warn("torch is not importable during the build, so no kernels are compiled; use pip --no-build-isolation")
+        return {}
+    has_nvcc = cpp_extension.CUDA_HOME is not None and shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin")
+    cuda = torch.version.cuda is not None and bool(has_nvcc) and bool(sources("csrc/cuda/*.cu"))
+    return {"ext_modules": [extension(cuda)], "cmdclass": {"build_ext": build_command(cuda)}}
+
+
+setup(
+    packages=[
+        *find_packages(include=["zoengine", "zoengine.*"]),
+        "zoengine.kernels",
+        *(f"zoengine.kernels.{name}" for name in find_packages(TRITON)),
+    ],
+    package_dir={"zoengine.kernels": TRITON},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    **build_options(),
+)
