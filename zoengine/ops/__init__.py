@@ -101,6 +101,8 @@ def add_noise_(
         torch.ops.zoengine.add_noise_(flat, seeds, coeffs, flat_states, keep, sr, offset, stream, kind)
         return x
     _check_like("out", out, x, x.dtype)
+    if out.data_ptr() != x.data_ptr() and abs(out.data_ptr() - x.data_ptr()) < x.nbytes:
+        raise ValueError("out and x overlap in memory without being the same; clone one of them")
     _bump(out)
     torch.ops.zoengine.add_noise_out(
         flat, seeds, coeffs, flat_states, keep, sr, offset, stream, kind, out=out.view(-1)

@@ -102,7 +102,7 @@ def _lane_sum(rows: Tensor) -> Tensor:
     """Sum over the last dimension: 256 lanes, lane l adding elements l, l + 256, ... in order, then a halving tree."""
     rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % _LANES))
     lanes = torch.zeros((rows.shape[0], _LANES), dtype=rows.dtype, device=rows.device)
-    for part in rows.view(rows.shape[0], -1, _LANES).unbind(1):
+    for part in rows.split(_LANES, dim=-1) if rows.numel() else ():
         lanes = lanes + part
     while lanes.shape[-1] > 1:
         half = lanes.shape[-1] // 2
