@@ -101,7 +101,7 @@ def test_lora_targets(folder):
     model, _ = load(folder, dtype="float32", tuning="lora", lora_target_modules="all-linear")
     assert sum(p.requires_grad for p in model.parameters()) == 2 * 2 * 7
     with pytest.raises(
-        ModelError, match="LoRA on .*'query'.*linear modules here: down_proj, gate_proj, k_proj, lm_head"
+        ModelError, match=r"LoRA on .*'query'.*linear modules here: down_proj, gate_proj, k_proj, lm_head"
     ):
         load(folder, dtype="float32", tuning="lora", lora_target_modules=["query"])
 
@@ -131,7 +131,7 @@ def test_wrong_arguments(folder, fields, message):
 
 
 def test_folder_without_config(tmp_path):
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         load(tmp_path)
 
 

@@ -28,8 +28,7 @@ _log = logging.getLogger(__name__)
 def cached_folder() -> Path:
     """The folder of the unpacked model and tokenizer, unpacking them on first use ($XDG_CACHE_HOME/zoengine)."""
     gguf = _gguf_file()
-    with open(gguf, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()[:16]
     version = importlib.metadata.version(_PACKAGE)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoengine"
     folder = cache / f"{NAME}-{version}-{digest}"
