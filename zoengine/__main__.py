@@ -1,0 +1,5 @@
+"""``python -m zoengine``: the command line."""
+
+from zoengine.cli import main
+
+main()

@@ -1,0 +1,128 @@
+"""The commands and their options; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import zoengine
+from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune language models with forward passes only.",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values to change, such as method.lr=1e-6")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zoengine {zoengine.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("zoengine").setLevel(logging.INFO)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, see configs/")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="remove an earlier run from the output folder")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model on a task."""
+    from zoengine.config import load
+
+    with reported(debug):
+        checked = load(config, overrides or [])
+        if resume and overwrite:
+            raise typer.BadParameter("--resume and --overwrite exclude each other")
+        need_hf()
+        _quiet()
+        from zoengine.trainer.run import train as run
+
+        command = shlex.join(["zoengine", *sys.argv[1:]])
+        outcome = run(checked, resume=resume, overwrite=overwrite, command=command)
+    if outcome.signal is not None:
+        again = shlex.join(["zoengine", "train", str(config), *(overrides or []), "--resume"])
+        typer.echo(f"zoengine: stopped after step {outcome.step}, saved; go on with: {again}", err=True)
+        raise typer.Exit(INTERRUPTED if outcome.signal == 2 else 128 + outcome.signal)
+    before, after = outcome.before["accuracy"], outcome.after["accuracy"]
+    typer.echo(
+        f"accuracy {before:.1%} -> {after:.1%} on {outcome.after['n']} {outcome.split} sentences, "
+        f"{outcome.forward_passes} forward passes, {outcome.seconds:.0f} s, report {outcome.folder / 'report.html'}"
+    )
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(help="folder of a run, a config file, or a model (name or folder)")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="eval or test")] = "eval",
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,
+    debug: Debug = False,
+) -> None:
+    """Accuracy and loss of a trained or untouched model."""
+    with reported(debug):
+        need_hf()
+        _quiet()
+        from zoengine.trainer.evaluate import evaluate as measure
+
+        found = measure(target, overrides or [], split)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        scores = f"accuracy {found['accuracy']:.1%}, loss {found['loss']:.4f}"
+        typer.echo(f"{scores} on {found['n']} {split} sentences, {found['model']}")
+
+
+@app.command("methods")
+def show_methods(
+    name: Annotated[str | None, typer.Argument(help="one method, with all its fields")] = None, debug: Debug = False
+) -> None:
+    """The methods, what they cost and what they take."""
+    from zoengine.cli.methods import show
+
+    with reported(debug):
+        show(name)
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which backends work, and how fast they are here."""
+    from zoengine.cli.doctor import examine
+
+    if not examine():
+        raise typer.Exit(1)
+
+
+def _quiet() -> None:
+    """Keep other people's bars and advice off the screen; errors still show."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,57 @@
+"""``zoengine methods``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, get_args, get_type_hints
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zoengine import methods
+from zoengine.methods.fields import Fields
+
+
+def show(name: str | None) -> None:
+    """Print all methods and their own fields, or one method with all its fields.
+
+    Raises:
+        FieldError: there is no method ``name``.
+    """
+    console = Console()
+    if name is not None:
+        method = methods.get(name)
+        console.print(f"[bold]{name}[/bold]  zoengine.{method.__name__}")
+        console.print(inspect.getdoc(method), markup=False, highlight=False)
+        console.print(_fields(method.Fields, [field.name for field in dataclasses.fields(method.Fields)]))
+        return
+    shared = [field.name for field in dataclasses.fields(Fields)]
+    table = Table("method", "forwards a step", "states", "own fields", "what it is", box=box.SIMPLE)
+    for name in methods.available():
+        method = methods.get(name)
+        own = [f"{f.name}={_default(f)}" for f in dataclasses.fields(method.Fields) if f.name not in shared]
+        forwards = method.forwards_per_step(method.Fields(lr=0.0))
+        states = ", ".join(method.state_names) or "none"
+        table.add_row(name, str(forwards), states, "\n".join(own) or "-", (inspect.getdoc(method) or "").split("\n")[0])
+    console.print(table)
+    console.print("Fields of all methods:")
+    console.print(_fields(Fields, shared))
+
+
+def _fields(kind: type, names: list[str]) -> Table:
+    table = Table("field", "type", "default", "meaning", box=box.SIMPLE)
+    types = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in names:
+            table.add_row(field.name, _type(types[field.name]), _default(field), field.metadata.get("help", ""))
+    return table
+
+
+def _type(annotation: Any) -> str:
+    return " | ".join(map(str, get_args(annotation))) or annotation.__name__
+
+
+def _default(field: dataclasses.Field) -> str:
+    return "required" if field.default is dataclasses.MISSING else f"{field.default}"

@@ -1,0 +1,213 @@
+"""The configuration of a run: one tree of checked values, from YAML and ``key=value`` overrides.
+
+Only the fields of the method are declared elsewhere: they are its own ``Fields`` (:mod:`zoengine.methods`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from zoengine import methods
+from zoengine.methods.fields import build, nearest
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, what it takes and what was given."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Model(_Section):
+    """Which model, in which precision, where."""
+
+    path: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Data(_Section):
+    """Labelled texts. ``movie-reviews`` is the embedded set; anything else is a .tsv, .csv or .jsonl file."""
+
+    train: str = "movie-reviews"
+    eval: str | None = "movie-reviews"
+    test: str | None = None
+    options: list[str] = ["0", "1"]
+    text_column: str = "text"
+    label_column: str = "label"
+    split_column: str | None = None
+    eval_limit: PositiveInt | None = None
+    test_limit: PositiveInt | None = None
+
+
+class Task(_Section):
+    """Classification by the label word that the model expects after the prompt."""
+
+    name: Literal["prompt-classification"] = "prompt-classification"
+    template: str = "{text} It was"
+    label_words: list[str] = [" terrible", " great"]
+    max_length: PositiveInt = 2048
+
+
+class Tuning(_Section):
+    """Which parameters are trained: all, or the adapters of LoRA."""
+
+    kind: Literal["full", "lora"] = "full"
+    lora_r: PositiveInt = 8
+    lora_alpha: float = 16.0
+    lora_target_modules: list[str] | str = ["q_proj", "v_proj"]
+
+
+class Run(_Section):
+    """How long, how often, where to."""
+
+    output_dir: str
+    steps: PositiveInt
+    batch_size: PositiveInt = 16
+    gradient_accumulation: PositiveInt = 1
+    eval_batch_size: PositiveInt = 32
+    eval_every: Count = 0
+    save_every: Count = 0
+    save_total_limit: PositiveInt = 2
+    log_every: PositiveInt = 10
+    lr_scheduler: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "constant"
+    warmup_steps: Count = 0
+    group_by_length: bool = False
+    seed: Count = 0
+    report_to: list[str] = []
+    backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
+
+
+class Config(_Section):
+    """A whole run. ``method`` holds ``name`` and that method's fields, all of them, defaults filled in."""
+
+    model: Model
+    data: Data = Data()
+    task: Task = Task()
+    tuning: Tuning = Tuning()
+    method: dict[str, Any]
+    run: Run
+
+    @field_validator("data")
+    @classmethod
+    def _trainable(cls, data: Data) -> Data:
+        if data.eval is None and data.test is None:
+            raise ValueError("give eval or test, or there is nothing to measure")
+        return data
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with overrides such as ``run.steps=200``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is not as declared here.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(Config.model_fields)}")
+    return check(_overridden(values, overrides))
+
+
+def for_model(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration with which the model ``path`` is measured, not trained; overrides as in :func:`load`."""
+    values = {"model": {"path": path}, "method": {"lr": 0.0}, "run": {"output_dir": ".", "steps": 1}}
+    return check(_overridden(values, overrides))
+
+
+def check(values: Mapping[str, Any]) -> Config:
+    """``values`` as a configuration.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is suggested), a missing one, or a wrong value.
+    """
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_message(error)) from None
+    fields = dict(config.method)
+    name = fields.pop("name", "mezo")
+    if not isinstance(name, str):
+        raise ConfigError(f"method.name: expected the name of a method, got {name!r}")
+    try:
+        kind = methods.get(name).Fields
+        checked = build(kind, {"seed": config.run.seed, **fields}, f"method {name!r}")
+    except methods.FieldError as error:
+        raise ConfigError(f"method: {error}") from None
+    return config.model_copy(update={"method": {"name": name, **vars(checked)}})
+
+
+def dump(config: Config) -> str:
+    """YAML that :func:`load` reads back to the same configuration."""
+    return yaml.dump(config.model_dump(), Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with floats as people write them (``1e-6``; YAML 1.1 wants ``1.0e-6``) and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}" if mark is not None else where
+        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r} is not of the form key=value, for example run.steps=200")
+        *sections, last = key.split(".")
+        place = values
+        for depth, section in enumerate(sections, start=1):
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"override {override!r}: {'.'.join(sections[:depth])} is no section but {place!r}")
+        place[last] = _parse(text, f"override {override!r}")
+    return values
+
+
+def _message(error: ValidationError) -> str:
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "str", "constrained")))
+    more = f" (and {len(others)} more such problems)" if others else ""
+    if first["type"] == "extra_forbidden":
+        section = Config
+        for part in first["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key {key!r}{nearest(str(first['loc'][-1]), section.model_fields)}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing; give it in the file or as {key}=VALUE{more}"
+    text = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"{key}: {text}, got {first['input']!r}{more}"

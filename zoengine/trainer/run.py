@@ -1,0 +1,304 @@
+"""A run from its configuration: data, model, trainer, and everything that ends up in the run's folder.
+
+The folder holds::
+
+    config.yaml  metrics.jsonl  checkpoint-N/  model/  curve.png  report.html  result.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from zoengine import data, models, ops, report
+from zoengine.config import Config, ConfigError, dump, load
+from zoengine.data import Example
+from zoengine.tasks import PromptClassification
+from zoengine.trainer import checkpoint
+from zoengine.trainer.interrupt import StopOnSignal
+from zoengine.trainer.metrics import MetricsWriter
+from zoengine.trainer.trainer import ZOTrainer
+
+_log = logging.getLogger(__name__)
+
+EMBEDDED = "movie-reviews"
+_SPLITS = {"train": "train", "eval": "dev", "test": "test"}
+_SHOWN = 8  # sentences whose predictions the report shows
+# What a run writes, and all that starting over may remove.
+_WRITTEN = ("config.yaml", "metrics.jsonl", "model", "curve.png", "report.html", "result.json", "runs", "_incomplete")
+# What may change when a run is continued; anything else would make it another run.
+_FREE_ON_RESUME = {
+    "run.output_dir", "run.steps", "run.log_every", "run.eval_every", "run.save_every", "run.save_total_limit",
+    "run.eval_batch_size", "run.report_to", "run.backend", "model.device",
+}  # fmt: skip
+
+
+class RunError(ValueError):
+    """A run that cannot be started or continued in this folder; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``before`` and ``after`` are scores of ``split``; ``signal`` is what stopped it early."""
+
+    folder: Path
+    step: int
+    forward_passes: int
+    seconds: float
+    split: str
+    before: dict[str, float]
+    after: dict[str, float] | None
+    signal: int | None = None
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, command: str = "") -> Outcome:
+    """Run ``config``, or what is left of it.
+
+    Args:
+        resume: continue from the last complete checkpoint in the output folder.
+        overwrite: remove what an earlier run left there.
+        command: the command line, for the report.
+
+    Raises:
+        RunError: the output folder is in use, cannot be written, or holds nothing to resume.
+        ConfigError, DataError, ModelError, TaskError: something named in ``config`` is missing or does not fit.
+        NonFiniteLossError: a loss was NaN or infinite.
+    """
+    began = time.monotonic()
+    device = pick_device(config.model.device)
+    splits = read_splits(config)
+    folder, start = _folder(config, resume, overwrite)
+    backend = config.run.backend
+    with nullcontext() if backend == "auto" else ops.use(backend):
+        model, tokenizer = models.load(
+            config.model.path, dtype=config.model.dtype, device=device, seed=config.run.seed,
+            tuning=config.tuning.kind, lora_r=config.tuning.lora_r, lora_alpha=config.tuning.lora_alpha,
+            lora_target_modules=config.tuning.lora_target_modules,
+        )  # fmt: skip
+        run = _Run(config, folder, start, model, tokenizer, splits, command)
+        try:
+            return run(began)
+        finally:
+            run.metrics.close()
+
+
+def build_task(config: Config, tokenizer: Any) -> PromptClassification:
+    """The task of ``config`` for a tokenizer."""
+    task = config.task
+    return PromptClassification(
+        tokenizer, template=task.template, label_words=task.label_words, max_length=task.max_length
+    )
+
+
+def read_splits(config: Config) -> dict[str, list[Example]]:
+    """The examples of train, eval and test, as far as the configuration names them."""
+    found = {}
+    for name, split in _SPLITS.items():
+        source = getattr(config.data, name)
+        if source is None:
+            continue
+        if source == EMBEDDED:
+            examples = data.movie_reviews(split)
+        else:
+            examples = data.read_examples(
+                source, options=config.data.options, split=split if config.data.split_column else None,
+                text_column=config.data.text_column, label_column=config.data.label_column,
+                split_column=config.data.split_column or "split",
+            )  # fmt: skip
+        limit = getattr(config.data, f"{name}_limit", None)
+        found[name] = examples[:limit]
+    return found
+
+
+def pick_device(name: str) -> str:
+    """``"cuda"`` or ``"cpu"`` for ``"auto"``; otherwise ``name``.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device: 'cuda' is not available here; use 'cpu' or 'auto'")
+    return name
+
+
+class _Run:
+    """One run, from the loaded model to the report."""
+
+    def __init__(
+        self, config: Config, folder: Path, start: Path | None, model: Any, tokenizer: Any,
+        splits: dict[str, list[Example]], command: str,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.start = config, folder, start
+        self.model, self.tokenizer, self.examples = model, tokenizer, splits
+        self.task = build_task(config, tokenizer)
+        self.encoded = {name: self.task.dataset(examples) for name, examples in splits.items()}
+        self.split = "test" if "test" in splits else "eval"
+        self.stop = StopOnSignal()
+        self.trainer = self._trainer()
+        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+        self.metrics = MetricsWriter(folder / "metrics.jsonl", None if start is None else _step(start))
+        self.metrics.write("run" if start is None else "resume", **self._info(command))
+        self.trainer.add_callback(self.metrics)
+        self.trainer.add_callback(self.stop)
+
+    def __call__(self, began: float) -> Outcome:
+        with self.stop.listening():
+            if self.start is None:
+                self._measure(0, 0)
+            if self.start is not None and _step(self.start) >= self.config.run.steps:
+                self.trainer._load_from_checkpoint(str(self.start))  # stopped after the last step, before its end
+                step = _step(self.start)
+            else:
+                step = self.trainer.train(resume_from_checkpoint=self.start).global_step
+        passes = max((row["forward_passes"] for row in self.metrics.rows if row["kind"] == "step"), default=0)
+        before = self._scores(first=True)
+        if self.stop.signal is not None and step < self.config.run.steps:
+            seconds = time.monotonic() - began
+            return Outcome(self.folder, step, passes, seconds, self.split, before, None, self.stop.signal)
+        self._measure(step, passes)
+        models.save(self.model, self.tokenizer, self.folder / "model")
+        outcome = Outcome(
+            self.folder, step, passes, time.monotonic() - began, self.split, before, self._scores(first=False)
+        )
+        self._report(outcome)
+        return outcome
+
+    def _trainer(self) -> ZOTrainer:
+        run, fields = self.config.run, dict(self.config.method)
+        name = fields.pop("name")
+        on_cpu = pick_device(self.config.model.device) == "cpu"
+        evaluating = run.eval_every > 0 and "eval" in self.examples
+        args = TrainingArguments(
+            output_dir=str(self.folder), max_steps=run.steps, per_device_train_batch_size=run.batch_size,
+            per_device_eval_batch_size=run.eval_batch_size, gradient_accumulation_steps=run.gradient_accumulation,
+            lr_scheduler_type=run.lr_scheduler, warmup_steps=run.warmup_steps, seed=run.seed, data_seed=run.seed,
+            train_sampling_strategy="group_by_length" if run.group_by_length else "random",
+            eval_strategy="steps" if evaluating else "no", eval_steps=run.eval_every or None,
+            save_strategy="steps" if run.save_every else "no", save_steps=run.save_every or run.steps,
+            save_total_limit=run.save_total_limit, logging_steps=run.log_every, report_to=run.report_to or "none",
+            use_cpu=on_cpu, disable_tqdm=False, dataloader_pin_memory=not on_cpu, remove_unused_columns=False,
+        )  # fmt: skip
+        return ZOTrainer(
+            model=self.model, args=args, task=self.task, zo_method=name, zo_fields=fields,
+            train_dataset=self.encoded["train"], eval_dataset=self.encoded.get("eval"),
+            data_collator=self.task.collate, processing_class=self.tokenizer,
+        )  # fmt: skip
+
+    def _info(self, command: str) -> dict[str, Any]:
+        parameter = next(p for p in self.model.parameters() if p.requires_grad)
+        return {
+            **report.environment(),
+            "backend": ops.current(parameter.device),
+            "device": report.device_name(parameter.device),
+            "dtype": str(parameter.dtype).removeprefix("torch."),
+            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "splits": {name: {"n": len(e), "hash": data.split_hash(e)} for name, e in self.examples.items()},
+            "command": command,
+            "config": self.config.model_dump(),
+        }
+
+    def _measure(self, step: int, passes: int) -> None:
+        """Score eval and test at theta, and remember what is predicted for the first sentences of one of them."""
+        for split in sorted(set(self.examples) - {"train"}):
+            done = [row for row in self.metrics.rows if row["kind"] == "eval"]
+            if any((row["split"], row["step"]) == (split, step) for row in done):
+                continue
+            _log.info("evaluating %d sentences of %s", len(self.encoded[split]), split)
+            scores = self.task.evaluate(self.model, self.encoded[split], self.config.run.eval_batch_size)
+            self.metrics.evaluation(split, step, passes, scores)
+        shown = self.encoded[self.split][:_SHOWN]
+        found = predict(self.task, self.model, shown)
+        self.metrics.write("predictions", step=step, split=self.split, predictions=found)
+
+    def _scores(self, first: bool) -> dict[str, float]:
+        rows = [row for row in self.metrics.rows if row["kind"] == "eval" and row["split"] == self.split]
+        return {name: rows[0 if first else -1][name] for name in ("accuracy", "loss", "n")}
+
+    def _report(self, outcome: Outcome) -> None:
+        rows = self.metrics.rows
+        report.plot(rows, self.folder / "curve.png", split=self.split)
+        shown = [(e.text, self.config.data.options[e.label]) for e in self.examples[self.split][:_SHOWN]]
+        found = [row["predictions"] for row in rows if row["kind"] == "predictions"]
+        words = self.config.task.label_words
+        sentences = [
+            report.Sentence(text, words[e.label].strip(), words[old].strip(), words[new].strip(), new == e.label)
+            for (text, _), e, old, new in zip(shown, self.examples[self.split], found[0], found[-1], strict=False)
+        ]
+        report.write_html(rows, sentences, outcome, dump(self.config), self.folder / "report.html")
+        result = {**dataclasses.asdict(outcome), "folder": str(outcome.folder)}
+        (self.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+@torch.inference_mode()
+def predict(task: PromptClassification, model: Any, encoded: list[Any]) -> list[int]:
+    """The label that ``model`` gives each example."""
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in task.collate(encoded).items()}
+    return task.logits(model, batch).argmax(dim=1).tolist()
+
+
+def _folder(config: Config, resume: bool, overwrite: bool) -> tuple[Path, Path | None]:
+    """The output folder, ready to be written, and the checkpoint to start from."""
+    folder = Path(config.run.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"run.output_dir: {folder} is a file")
+    used = folder.is_dir() and any(folder.iterdir())
+    if resume:
+        start = checkpoint.last_complete(folder)
+        if start is None:
+            raise RunError(f"there is no complete checkpoint in {folder} to resume from; start without --resume")
+        _same_run(config, folder)
+        if (folder / "result.json").is_file() and _step(start) >= config.run.steps:
+            raise RunError(f"the run in {folder} has finished its {config.run.steps} steps; raise run.steps to go on")
+        return folder, start
+    if used and not overwrite:
+        raise RunError(f"{folder} is not empty; continue with --resume, start anew with --overwrite, or choose another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        for path in [folder / name for name in _WRITTEN] + list(folder.glob("checkpoint-*")) if used else []:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"run.output_dir: cannot write to {folder}: {error.strerror or error}") from error
+    return folder, None
+
+
+def _same_run(config: Config, folder: Path) -> None:
+    earlier, now = _flat(load(folder / "config.yaml").model_dump()), _flat(config.model_dump())
+    changed = [key for key in sorted({*earlier, *now} - _FREE_ON_RESUME) if earlier.get(key) != now.get(key)]
+    if changed:
+        raise RunError(
+            f"the run in {folder} was started with other values of {', '.join(changed)}; "
+            f"resume it with those, or choose another output folder"
+        )
+    steps = (earlier["run.steps"], now["run.steps"])
+    if len(set(steps)) > 1 and not now["run.lr_scheduler"].startswith("constant"):
+        raise RunError(
+            f"run.steps was {steps[0]} and is now {steps[1]}, which gives another {now['run.lr_scheduler']} schedule"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
