@@ -113,6 +113,57 @@ struct PhiloxTile<Scalar, kPaired> {
   }
 };
 
+// ---- Several vectors at once ----------------------------------------------------------------------------------------
+
+// The machine of N vectors of V: each operation is done on all of them before the next one. A chain of dependent
+// operations then has N - 1 independent ones between any two, which is what keeps the units of a core busy.
+template <class V, int N>
+struct Pack {
+  struct F {
+    typename V::F v[N];
+  };
+  struct U {
+    typename V::U v[N];
+  };
+  static ZO_HD F splat(float value) {
+    F result;
+    ZO_UNROLL
+    for (int i = 0; i < N; ++i) result.v[i] = V::splat(value);
+    return result;
+  }
+  static ZO_HD U splat(uint32_t value) {
+    U result;
+    ZO_UNROLL
+    for (int i = 0; i < N; ++i) result.v[i] = V::splat(value);
+    return result;
+  }
+#define ZO_EACH(Result, name, Params, ...) \
+  static ZO_HD Result name Params { \
+    Result result; \
+    ZO_UNROLL for (int i = 0; i < N; ++i) result.v[i] = __VA_ARGS__; \
+    return result; \
+  }
+  ZO_EACH(U, bits, (F a), V::bits(a.v[i]))
+  ZO_EACH(F, floats, (U a), V::floats(a.v[i]))
+  ZO_EACH(F, to_float, (U a), V::to_float(a.v[i]))
+  ZO_EACH(F, fma, (F a, F b, F c), V::fma(a.v[i], b.v[i], c.v[i]))
+  ZO_EACH(F, mul, (F a, F b), V::mul(a.v[i], b.v[i]))
+  ZO_EACH(F, add, (F a, F b), V::add(a.v[i], b.v[i]))
+  ZO_EACH(F, sqrt, (F a), V::sqrt(a.v[i]))
+  ZO_EACH(U, add, (U a, U b), V::add(a.v[i], b.v[i]))
+  ZO_EACH(U, sub, (U a, U b), V::sub(a.v[i], b.v[i]))
+  ZO_EACH(U, bit_and, (U a, U b), V::bit_and(a.v[i], b.v[i]))
+  ZO_EACH(U, bit_xor, (U a, U b), V::bit_xor(a.v[i], b.v[i]))
+  ZO_EACH(U, xor_and, (U a, U b, U c), V::xor_and(a.v[i], b.v[i], c.v[i]))
+  template <int n>
+  ZO_EACH(U, shl, (U a), V::template shl<n>(a.v[i]))
+  template <int n>
+  ZO_EACH(U, shr, (U a), V::template shr<n>(a.v[i]))
+  template <int bit>
+  ZO_EACH(F, select, (U word, F clear, F set), V::template select<bit>(word.v[i], clear.v[i], set.v[i]))
+#undef ZO_EACH
+};
+
 // ---- add_noise ------------------------------------------------------------------------------------------------------
 
 // Where the noise of a row pair stands in a term's buffer: the two rows of words that give it, or the row and the bits.
@@ -134,64 +185,78 @@ ZO_HD void row_pair(const AddNoise& args, const T* x, T* out, const float* const
   using F = typename V::F;
   using U = typename V::U;
   using M = Memory<V, T>;
-  constexpr int kHalves = M::kHalves, kLanes = V::kLanes;
+  constexpr int kHalves = M::kHalves, kLanes = V::kLanes, kPack = 4;  // vectors at once
+  constexpr int kGroups = kPack / kHalves;
+  using P = Pack<V, kPack>;
   const U sign = V::splat(0x80000000u);
 
-  for (int lane = 0; lane < 256; lane += kHalves * kLanes) {
-    F acc0[kHalves], acc1[kHalves];
-    if (x) {
-      M::load(x + lane, acc0);
-      M::load(x + 256 + lane, acc1);
-    } else {
-      for (int h = 0; h < kHalves; ++h) acc0[h] = acc1[h] = V::splat(-0.0f);
-    }
-    if (args.keep) {
-      const F keep = V::splat(*args.keep);
-      for (int h = 0; h < kHalves; ++h) {
-        acc0[h] = V::mul(acc0[h], keep);
-        acc1[h] = V::mul(acc1[h], keep);
+  for (int lane = 0; lane < 256; lane += kPack * kLanes) {
+    F acc0[kGroups][kHalves], acc1[kGroups][kHalves];
+    for (int g = 0; g < kGroups; ++g) {
+      if (x) {
+        M::load(x + lane + g * kHalves * kLanes, acc0[g]);
+        M::load(x + 256 + lane + g * kHalves * kLanes, acc1[g]);
+      } else {
+        for (int h = 0; h < kHalves; ++h) acc0[g][h] = acc1[g][h] = V::splat(-0.0f);
+      }
+      if (args.keep) {
+        const F keep = V::splat(*args.keep);
+        for (int h = 0; h < kHalves; ++h) {
+          acc0[g][h] = V::mul(acc0[g][h], keep);
+          acc1[g][h] = V::mul(acc1[g][h], keep);
+        }
       }
     }
     for (int64_t k = 0; k < args.term_count; ++k) {
       const F coefficient = V::splat(args.terms[k].coefficient);
       const uint32_t* at = words + k * kWordsPerTile + rows.row * 256 + lane;
-      ZO_UNROLL
-      for (int h = 0; h < kHalves; ++h) {
-        if constexpr (kGaussian) {
-          F z0, z1;
-          box_muller<V>(V::load(at + h * kLanes), V::load(at + h * kLanes + 256), z0, z1);
-          acc0[h] = V::fma(coefficient, z0, acc0[h]);
-          acc1[h] = V::fma(coefficient, z1, acc1[h]);
-        } else {  // a product with +1 or -1 is exact: the sign bit is enough
-          const U negative = V::bit_xor(V::bits(coefficient), sign);
-          U word = V::load(at + h * kLanes);
-          acc0[h] = V::add(acc0[h], V::floats(V::xor_and(negative, V::shl_by(word, 31 - rows.bit), sign)));
-          acc1[h] = V::add(acc1[h], V::floats(V::xor_and(negative, V::shl_by(word, 30 - rows.bit), sign)));
+      if constexpr (kGaussian) {
+        typename P::U radius, angle;
+        typename P::F z0, z1;
+        for (int i = 0; i < kPack; ++i) {
+          radius.v[i] = V::load(at + i * kLanes);
+          angle.v[i] = V::load(at + i * kLanes + 256);
+        }
+        box_muller<P>(radius, angle, z0, z1);
+        for (int i = 0; i < kPack; ++i) {
+          acc0[i / kHalves][i % kHalves] = V::fma(coefficient, z0.v[i], acc0[i / kHalves][i % kHalves]);
+          acc1[i / kHalves][i % kHalves] = V::fma(coefficient, z1.v[i], acc1[i / kHalves][i % kHalves]);
+        }
+      } else {  // a product with +1 or -1 is exact: the sign bit is enough
+        const U negative = V::bit_xor(V::bits(coefficient), sign);
+        for (int i = 0; i < kPack; ++i) {
+          U word = V::load(at + i * kLanes);
+          F &a0 = acc0[i / kHalves][i % kHalves], &a1 = acc1[i / kHalves][i % kHalves];
+          a0 = V::add(a0, V::floats(V::xor_and(negative, V::shl_by(word, 31 - rows.bit), sign)));
+          a1 = V::add(a1, V::floats(V::xor_and(negative, V::shl_by(word, 30 - rows.bit), sign)));
         }
       }
     }
-    for (int64_t j = 0; j < args.state_count; ++j) {
-      const F coefficient = V::splat(args.state_coefficients[j]);
-      F state0[kHalves], state1[kHalves];
-      load_halves(states[j] + place + lane, state0);
-      load_halves(states[j] + place + lane + 256, state1);
-      for (int h = 0; h < kHalves; ++h) {
-        acc0[h] = V::fma(coefficient, state0[h], acc0[h]);
-        acc1[h] = V::fma(coefficient, state1[h], acc1[h]);
+    for (int g = 0; g < kGroups; ++g) {
+      const int at = lane + g * kHalves * kLanes;
+      for (int64_t j = 0; j < args.state_count; ++j) {
+        const F coefficient = V::splat(args.state_coefficients[j]);
+        F state0[kHalves], state1[kHalves];
+        load_halves(states[j] + place + at, state0);
+        load_halves(states[j] + place + at + 256, state1);
+        for (int h = 0; h < kHalves; ++h) {
+          acc0[g][h] = V::fma(coefficient, state0[h], acc0[g][h]);
+          acc1[g][h] = V::fma(coefficient, state1[h], acc1[g][h]);
+        }
       }
-    }
-    if constexpr (kStochastic) {
-      U random0[kHalves], random1[kHalves];
-      for (int h = 0; h < kHalves; ++h) {
-        U word = V::load(rounding + lane + h * kLanes);
-        random0[h] = V::bit_and(word, V::splat(0xFFFFu));
-        random1[h] = V::template shr<16>(word);
+      if constexpr (kStochastic) {
+        U random0[kHalves], random1[kHalves];
+        for (int h = 0; h < kHalves; ++h) {
+          U word = V::load(rounding + at + h * kLanes);
+          random0[h] = V::bit_and(word, V::splat(0xFFFFu));
+          random1[h] = V::template shr<16>(word);
+        }
+        M::store(out + at, acc0[g], random0);
+        M::store(out + 256 + at, acc1[g], random1);
+      } else {
+        M::store(out + at, acc0[g]);
+        M::store(out + 256 + at, acc1[g]);
       }
-      M::store(out + lane, acc0, random0);
-      M::store(out + 256 + lane, acc1, random1);
-    } else {
-      M::store(out + lane, acc0);
-      M::store(out + 256 + lane, acc1);
     }
   }
 }
