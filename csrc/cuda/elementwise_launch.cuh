@@ -1,0 +1,67 @@
+// One kernel for all configurations of elementwise.cuh, and its launch over ranges.
+#pragma once
+
+#include <algorithm>
+
+#include "elementwise.cuh"
+#include "launch.h"
+
+namespace zo::cuda {
+
+constexpr int kBlock = 128;
+
+// Blocks that must fit on a multiprocessor together, which caps the registers at 80, 128 and 168: as many as no
+// configuration spills with.
+template <class C>
+constexpr int kResident = C::kTerms == 0 ? 3 : C::kStochastic || !C::kGaussian ? 4 : 6;
+
+// The grid fills the device once and strides over the units: what all units share is then computed once a thread.
+template <class C>
+__global__ void __launch_bounds__(kBlock, kResident<C>) elementwise(AddNoise p, Range<C> range) {
+  constexpr uint32_t kUnits = kBlock / C::kThreads;  // of one block
+  Shared<C> shared(p, range);
+  for (uint32_t unit = range.whole_first + blockIdx.x * kUnits + threadIdx.x / C::kThreads; unit < range.whole_end;
+       unit += gridDim.x * kUnits) {
+    whole_unit<C>(p, range, shared, unit, threadIdx.x % C::kThreads);
+  }
+  for (uint32_t i = blockIdx.x; i < range.cut_units(); i += gridDim.x) {
+    for (uint32_t lane = threadIdx.x; lane < table::LANES; lane += kBlock) {
+      cut_unit<C>(p, range, range.cut_unit(i), lane);
+    }
+  }
+}
+
+template <class C>
+cudaError_t resident_blocks(int& blocks) {
+  int device, processors, each;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, elementwise<C>, kBlock, 0);
+  blocks = processors * each;
+  return error;
+}
+
+template <class C>
+cudaError_t launch(AddNoise p, cudaStream_t stream) {
+  using Bits = typename C::Type::Bits;
+  constexpr int64_t kWindow = int64_t{1} << Range<C>::kWindowBits;
+  int resident;
+  cudaError_t error = resident_blocks<C>(resident);
+  while (error == cudaSuccess && p.count > 0) {
+    AddNoise part = p;
+    part.count = std::min<int64_t>(p.count, kWindow - static_cast<int64_t>(p.offset % kWindow));
+    Range<C> range(part);
+    uint32_t whole = ((range.whole_end - range.whole_first) * C::kThreads + kBlock - 1) / kBlock;
+    uint32_t needed = std::max(whole, range.cut_units());
+    elementwise<C><<<std::min<uint32_t>(needed, resident), kBlock, 0, stream>>>(part, range);
+    error = cudaGetLastError();
+    p.x = static_cast<const Bits*>(p.x) + part.count;
+    p.out = static_cast<Bits*>(p.out) + part.count;
+    for (int s = 0; s < p.state_count; ++s) p.states[s] += part.count;
+    p.offset += part.count;
+    p.count -= part.count;
+  }
+  return error;
+}
+
+}  // namespace zo::cuda
