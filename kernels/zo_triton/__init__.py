@@ -1,0 +1,15 @@
+"""The Triton backend: one function per op of ``zoengine.ops.schema``, for NVIDIA and AMD GPUs.
+
+With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the same kernels run on the CPU.
+"""
+
+try:
+    import triton  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"Triton cannot be imported ({error}); pip install triton, it comes with torch for GPUs") from error
+
+from zoengine.kernels.add_noise import add_noise_, add_noise_out
+from zoengine.kernels.noise_fill import noise_fill_
+from zoengine.kernels.segments import segment_dot, segment_dot_noise, segment_stats
+
+__all__ = ["add_noise_", "add_noise_out", "noise_fill_", "segment_dot", "segment_dot_noise", "segment_stats"]

@@ -1,0 +1,194 @@
+"""``out = keep x + sum_k coeffs[k] z(seeds[k]) + sum_j coeffs[K + j] states[j]``, rounded once, in one pass."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zoengine.kernels import launch
+from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, fma, normals, rounding_words, signs
+from zoengine.kernels.rounding import round_nearest, round_stochastic, widen
+from zoengine.noise import table
+
+
+@triton.jit
+def _add_term(
+    acc, seed, coeff, group, stream, zero, NOISE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr
+):
+    """``fma(coeff, z(seed), acc)`` for each of the ``ROWS`` tensors in ``acc``."""
+    result = ()
+    if NOISE == GAUSSIAN:
+        z = normals(seed, group, stream, zero, TILES, ROWS, PTX)
+        for row in tl.static_range(ROWS):
+            result = result + (fma(coeff.broadcast_to(zero.shape), z[row], acc[row]),)
+    else:
+        bits = signs(seed, group, stream, zero, TILES, ROWS, PTX)
+        for row in tl.static_range(ROWS):  # coeff times a sign is exact, so this is the fma
+            term = (coeff.to(tl.uint32, bitcast=True) ^ bits[row]).to(tl.float32, bitcast=True)
+            result = result + (acc[row] + term,)
+    return result
+
+
+@triton.jit
+def _add_state(acc, coeff, ptr, index, low, high, EDGE: tl.constexpr, ROWS: tl.constexpr):
+    """``fma(coeff, state, acc)`` for each of the ``ROWS`` tensors in ``acc``."""
+    result = ()
+    for row in tl.static_range(ROWS):
+        at = index + row * LANES
+        values = tl.load(ptr + at, mask=(at >= low) & (at < high) if EDGE else None)
+        result = result + (fma(coeff.broadcast_to(values.shape), values, acc[row]),)
+    return result
+
+
+@triton.jit(do_not_specialize=["n", "offset", "first", "step", "stream", "count"])
+def add_noise_kernel(
+    x_ptr,
+    out_ptr,
+    seeds_ptr,
+    coeffs_ptr,
+    state0_ptr,
+    state1_ptr,
+    keep_ptr,
+    sr_seed_ptr,
+    n: tl.int64,
+    offset: tl.int64,
+    first: tl.int64,
+    step: tl.int64,
+    stream: tl.uint32,
+    count: tl.int32,
+    COUNT: tl.constexpr,
+    NOISE: tl.constexpr,
+    EDGE: tl.constexpr,
+    TILES: tl.constexpr,
+    ROWS: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """One group a program. ``COUNT`` is the number of seeds, or -1: then it is ``count``.
+
+    EDGE false: groups ``first, first + 1, ...``; x_ptr stands at the first of them. EDGE true: groups ``first``,
+    ``first + step``, of which only indices ``offset .. offset + n`` exist; x_ptr stands at index ``offset``.
+    Optional pointers are None.
+    """
+    SPAN: tl.constexpr = TILES * ROWS * LANES
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    stream = stream.to(tl.uint32)
+    index = tl.arange(0, TILES)[:, None] * (ROWS * LANES) + tl.arange(0, LANES)[None, :]
+    if EDGE:
+        group = first.to(tl.int64) + program * step
+        begin = group * SPAN - offset
+        low = tl.maximum(-begin, 0).to(tl.int32)
+        high = tl.minimum(n - begin, SPAN).to(tl.int32)
+    else:
+        group = first.to(tl.int64) + program
+        begin = program * SPAN
+        low, high = 0, SPAN
+
+    acc = ()
+    for row in tl.static_range(ROWS):
+        at = index + row * LANES
+        acc = acc + (widen(tl.load(x_ptr + begin + at, mask=(at >= low) & (at < high) if EDGE else None), PTX),)
+    zero = anchor(acc[0], PTX)
+    if keep_ptr is not None:
+        keep = tl.load(keep_ptr)
+        kept = ()
+        for row in tl.static_range(ROWS):
+            kept = kept + (acc[row] * keep,)
+        acc = kept
+
+    if COUNT >= 0:
+        for k in tl.static_range(COUNT):
+            seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
+            acc = _add_term(acc, seed, coeff, group, stream, zero, NOISE, TILES, ROWS, PTX)
+        coeffs_ptr += COUNT
+    else:
+        for k in range(count):
+            seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
+            acc = _add_term(acc, seed, coeff, group, stream, zero, NOISE, TILES, ROWS, PTX)
+        coeffs_ptr += count
+    if state0_ptr is not None:
+        acc = _add_state(acc, tl.load(coeffs_ptr), state0_ptr + begin, index, low, high, EDGE, ROWS)
+    if state1_ptr is not None:
+        acc = _add_state(acc, tl.load(coeffs_ptr + 1), state1_ptr + begin, index, low, high, EDGE, ROWS)
+
+    target = (x_ptr if out_ptr is None else out_ptr) + begin
+    if sr_seed_ptr is not None:
+        random = rounding_words(tl.load(sr_seed_ptr), group, zero, TILES, ROWS, PTX)
+    for row in tl.static_range(ROWS):
+        if sr_seed_ptr is not None:
+            value = round_stochastic(acc[row], (random[row // 2] >> (row % 2 * 16)) & 0xFFFF, dtype)
+        else:
+            value = round_nearest(acc[row], dtype)
+        at = index + row * LANES
+        tl.store(target + at, value, mask=(at >= low) & (at < high) if EDGE else None)
+
+
+UNROLLED = 2  # seeds up to this many are unrolled; more run in a loop, so that K is no reason to compile
+
+
+def add_noise_(
+    x: Tensor,
+    seeds: Tensor,
+    coeffs: Tensor,
+    states: list[Tensor],
+    keep: Tensor | None,
+    sr_seed: Tensor | None,
+    offset: int,
+    stream: int,
+    noise: int,
+) -> None:
+    """As ``zoengine.ops.schema`` says."""
+    _add_noise(x, None, seeds, coeffs, states, keep, sr_seed, offset, stream, noise)
+
+
+def add_noise_out(
+    x: Tensor,
+    seeds: Tensor,
+    coeffs: Tensor,
+    states: list[Tensor],
+    keep: Tensor | None,
+    sr_seed: Tensor | None,
+    offset: int,
+    stream: int,
+    noise: int,
+    *,
+    out: Tensor,
+) -> None:
+    """As ``zoengine.ops.schema`` says."""
+    in_place = out.data_ptr() == x.data_ptr()
+    _add_noise(x, None if in_place else out, seeds, coeffs, states, keep, sr_seed, offset, stream, noise)
+
+
+def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noise) -> None:
+    if x.dtype == torch.float32:
+        sr_seed = None
+    config = launch.noise_config(noise, stochastic=sr_seed is not None)
+    count = seeds.numel()
+    data = (x, out, *states, *(None,) * (2 - len(states)))
+    for part in launch.parts(offset, x.numel(), config.span):
+        x_part, out_part, state0, state1 = (t if t is None else t[part.start :] for t in data)
+        with launch.on_device(x):
+            add_noise_kernel[(part.programs,)](
+                x_part,
+                out_part,
+                seeds,
+                coeffs,
+                state0,
+                state1,
+                keep,
+                sr_seed,
+                x.numel(),
+                offset,
+                part.first,
+                part.step,
+                stream,
+                count,
+                COUNT=count if count <= UNROLLED else -1,
+                NOISE=noise,
+                EDGE=part.edge,
+                TILES=config.tiles,
+                ROWS=config.rows,
+                PTX=launch.uses_ptx(x),
+                num_warps=config.warps,
+                enable_fp_fusion=False,
+            )

@@ -1,0 +1,51 @@
+"""Between memory and fp32: loads widened exactly, results rounded to nearest or stochastically."""
+
+import triton
+import triton.language as tl
+
+from zoengine.kernels.noise import INTERPRETED, word
+
+
+@triton.jit
+def widen(x, PTX: tl.constexpr):
+    """fp32 of fp32, bf16 or fp16 ``x``."""
+    if PTX and x.dtype == tl.bfloat16:
+        # One instruction an element; the compiler's own code takes two for every second one.
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
+        )
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def round_nearest(x, dtype: tl.constexpr):
+    """fp32 ``x`` rounded to ``dtype``, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        # The interpreter cuts the low half off.
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + word(0x7FFF) + ((bits >> 16) & word(1))) >> 16
+        return tl.where(x != x, word(0x7FC0), rounded).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
+def round_stochastic(x, random, dtype: tl.constexpr):
+    """fp32 ``x`` rounded to bf16 or fp16 with the 16 bits ``random`` (uint32) added below the last bit kept.
+
+    Infinities and NaN stay. fp16 takes the upper 13 random bits; below 2^-14, where its spacing is 2^-24, they are
+    added to the integer trunc(|x| 2^37).
+    """
+    bits = x.to(tl.uint32, bitcast=True)
+    magnitude = bits & word(0x7FFFFFFF)
+    if dtype == tl.bfloat16:
+        half = (bits + tl.where(magnitude < word(0x7F800000), random, word(0))) >> 16
+        nan = word(0x7FC0)
+    else:
+        fixed = (tl.minimum(tl.abs(x), 2.0**-14) * (2.0**37)).to(tl.int32).to(tl.uint32, bitcast=True)
+        kept = tl.where(magnitude < word(0x38800000), fixed, magnitude - word(0x38000000))  # exponent bias 127 to 15
+        half = tl.minimum((kept + (random >> 3)) >> 13, word(0x7C00)) | ((bits >> 16) & word(0x8000))
+        nan = word(0x7E00)
+    half = tl.where(magnitude > word(0x7F800000), nan, half)
+    return half.to(tl.uint16).to(dtype, bitcast=True)

@@ -1,0 +1,276 @@
+"""Sums, extrema and dot products of segments, in float64 and in the order of ``reference.ordered_sum``.
+
+The order: tiles of 1024 elements counted from the segment's start; in a tile lane l adds elements l, l + 256, ...;
+a halving tree adds the lanes; the tile sums are added up once more in the same way.
+
+Two launches: one program for each block of ``TILES`` tiles, then one program for each segment. The segment table stays
+on the device, so the number of blocks is bounded, not known: disjoint segments never exceed the bound. Overlapping
+ones may; the blocks beyond are then computed by the second kernel, which is right but slow.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zoengine.kernels import launch
+from zoengine.kernels.noise import LANES, noise_at, tile_noise
+
+STATS = tl.constexpr(0)
+DOT = tl.constexpr(1)
+DOT_NOISE = tl.constexpr(2)
+TILE = tl.constexpr(1024)
+ROWS = tl.constexpr(4)  # of 256 lanes in a tile
+_AHEAD = tl.constexpr(8)  # rows of tile sums that the second kernel has under way at once
+
+
+@triton.jit
+def _combine(a, b, OUTPUT: tl.constexpr):
+    """Outputs 0 and 1 are sums, 2 is a minimum and 3 a maximum; NaN wins."""
+    if OUTPUT == 2:
+        return tl.where((a < b) | (a != a), a, b)
+    elif OUTPUT == 3:
+        return tl.where((a > b) | (a != a), a, b)
+    else:
+        return a + b
+
+
+@triton.jit
+def _neutral(OUTPUT: tl.constexpr):
+    """What :func:`_combine` starts from, as a float64 scalar."""
+    value: tl.constexpr = float("inf") if OUTPUT == 2 else float("-inf") if OUTPUT == 3 else 0.0
+    return tl.full((), value, tl.float64)
+
+
+@triton.jit
+def _halving_tree(lanes, OUTPUT: tl.constexpr, TILES: tl.constexpr):
+    """(TILES, 256) to (TILES,): lane l is combined with l + 128, then of the results l with l + 64, and so on."""
+    for level in tl.static_range(8):
+        pairs = tl.permute(tl.reshape(lanes, (TILES, 2, LANES >> (level + 1))), (0, 2, 1))
+        low, high = tl.split(pairs)
+        lanes = _combine(low, high, OUTPUT)
+    return tl.reshape(lanes, (TILES,))
+
+
+@triton.jit
+def _load_rows(ptr, begin, left, TILES: tl.constexpr):
+    """Four tensors (TILES, 256): elements ``t 1024 + r 256 + l`` from ``begin`` on, 0 from the ``left``-th."""
+    index = tl.arange(0, TILES)[:, None] * TILE + tl.arange(0, LANES)[None, :]
+    if (left >= TILES * TILE) & (begin % 16 == 0):
+        base = ptr + tl.multiple_of(begin, 16)
+        r0 = tl.load(base + index)
+        r1 = tl.load(base + index + LANES)
+        r2 = tl.load(base + index + 2 * LANES)
+        r3 = tl.load(base + index + 3 * LANES)
+    else:
+        base = ptr + begin
+        r0 = tl.load(base + index, mask=index < left, other=0.0)
+        r1 = tl.load(base + index + LANES, mask=index + LANES < left, other=0.0)
+        r2 = tl.load(base + index + 2 * LANES, mask=index + 2 * LANES < left, other=0.0)
+        r3 = tl.load(base + index + 3 * LANES, mask=index + 3 * LANES < left, other=0.0)
+    return r0, r1, r2, r3
+
+
+@triton.jit
+def _noise_rows(seed, position, stream, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr):
+    """Noise of the elements that :func:`_load_rows` loads, the first of them at arena index ``position``."""
+    tile = tl.arange(0, TILES)[:, None].to(tl.int64)
+    lane = tl.arange(0, LANES)[None, :]
+    if position % TILE == 0:
+        z0, z1, z2, z3 = tile_noise(seed, position // TILE + tile, stream, NOISE, PTX)
+    else:
+        at = position + tile * TILE + lane
+        z0 = noise_at(seed, at, stream, NOISE, PTX)
+        z1 = noise_at(seed, at + LANES, stream, NOISE, PTX)
+        z2 = noise_at(seed, at + 2 * LANES, stream, NOISE, PTX)
+        z3 = noise_at(seed, at + 3 * LANES, stream, NOISE, PTX)
+    return z0, z1, z2, z3
+
+
+@triton.jit
+def _block(
+    x_ptr, y_ptr, seed_ptr, start, length, block, offset, stream,
+    KIND: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Results (TILES,) of the tiles of one block of a segment: one for a dot product, four for the statistics."""
+    done = block * (TILES * TILE)
+    left = tl.minimum(length - done, TILES * TILE).to(tl.int32)
+    x = _load_rows(x_ptr, start + done, left, TILES)
+    if KIND == DOT:
+        y = _load_rows(y_ptr, start + done, left, TILES)
+    elif KIND == DOT_NOISE:
+        y = _noise_rows(tl.load(seed_ptr), offset + start + done, stream, NOISE, TILES, PTX)
+    else:
+        y = x
+    index = tl.arange(0, TILES)[:, None] * TILE + tl.arange(0, LANES)[None, :]
+    total = tl.zeros((TILES, LANES), tl.float64)
+    products = tl.zeros((TILES, LANES), tl.float64)
+    low = tl.full((TILES, LANES), float("inf"), tl.float32)
+    high = tl.full((TILES, LANES), float("-inf"), tl.float32)
+    for row in tl.static_range(ROWS):
+        a = x[row].to(tl.float64)
+        products = tl.fma(a, y[row].to(tl.float64), products)  # the product is exact: rounds as one addition does
+        if KIND == STATS:
+            total = total + a
+            there = index + row * LANES < left
+            low = _combine(low, tl.where(there, x[row].to(tl.float32), float("inf")), 2)
+            high = _combine(high, tl.where(there, x[row].to(tl.float32), float("-inf")), 3)
+    if KIND == STATS:
+        return (
+            _halving_tree(total, 0, TILES),
+            _halving_tree(products, 1, TILES),
+            _halving_tree(low, 2, TILES).to(tl.float64),
+            _halving_tree(high, 3, TILES).to(tl.float64),
+        )
+    else:
+        return (_halving_tree(products, 0, TILES),)
+
+
+@triton.jit(do_not_specialize=["offset", "stream", "segments", "capacity"])
+def segment_blocks_kernel(
+    partials_ptr,
+    x_ptr,
+    y_ptr,
+    seed_ptr,
+    starts_ptr,
+    lengths_ptr,
+    ends_ptr,
+    offset: tl.int64,
+    stream: tl.uint32,
+    segments: tl.int32,
+    capacity: tl.int64,
+    KIND: tl.constexpr,
+    NOISE: tl.constexpr,
+    TILES: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Program p computes block p of all: ``ends_ptr`` holds for each segment the number of blocks up to its end."""
+    program = tl.program_id(0).to(tl.int64)
+    low = program * 0
+    high = low + segments
+    while low < high:  # the first segment whose end is beyond this block
+        middle = (low + high) // 2
+        beyond = tl.load(ends_ptr + middle) > program
+        low = tl.where(beyond, low, middle + 1)
+        high = tl.where(beyond, middle, high)
+    if low < segments:
+        before = tl.load(ends_ptr + low - 1, mask=low > 0, other=0)
+        start, length = tl.load(starts_ptr + low), tl.load(lengths_ptr + low)
+        results = _block(
+            x_ptr, y_ptr, seed_ptr, start, length, program - before, offset.to(tl.int64), stream.to(tl.uint32),
+            KIND, NOISE, TILES, PTX,
+        )  # fmt: skip
+        slot = partials_ptr + program * TILES + tl.arange(0, TILES)
+        for i in tl.static_range(4 if KIND == STATS else 1):
+            tl.store(slot + i * capacity * TILES, results[i])
+
+
+@triton.jit
+def _add_stored(ptr, tiles, OUTPUT: tl.constexpr):
+    """Lanes (256,): lane l combines the stored results of tiles l, l + 256, ... in order."""
+    lane = tl.arange(0, LANES)
+    lanes = tl.zeros((LANES,), tl.float64) + _neutral(OUTPUT)
+    for tile in range(0, tiles, LANES * _AHEAD):
+        values = ()
+        for i in tl.static_range(_AHEAD):
+            at = tile + i * LANES + lane
+            values = values + (tl.load(ptr + at, mask=at < tiles, other=_neutral(OUTPUT)),)
+        for i in tl.static_range(_AHEAD):
+            lanes = _combine(lanes, values[i], OUTPUT)
+    return lanes
+
+
+@triton.jit
+def _add_block(lanes, results, block, COUNT: tl.constexpr, TILES: tl.constexpr):
+    """The same for the tiles of one block that were not stored: ``results`` holds (TILES,) for each output."""
+    lane = tl.arange(0, LANES)
+    here = ((lane - block * TILES) & (LANES - 1)) < TILES
+    sums = ()
+    for i in tl.static_range(COUNT):
+        values = tl.reshape(tl.broadcast_to(results[i][None, :], (LANES // TILES, TILES)), (LANES,))
+        sums = sums + (tl.where(here, _combine(lanes[i], values, i), lanes[i]),)
+    return sums
+
+
+@triton.jit(do_not_specialize=["offset", "stream", "capacity"])
+def segment_totals_kernel(
+    result_ptr,
+    partials_ptr,
+    x_ptr,
+    y_ptr,
+    seed_ptr,
+    starts_ptr,
+    lengths_ptr,
+    ends_ptr,
+    offset: tl.int64,
+    stream: tl.uint32,
+    capacity: tl.int64,
+    KIND: tl.constexpr,
+    NOISE: tl.constexpr,
+    TILES: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Program s adds up the tiles of segment s."""
+    segment = tl.program_id(0)
+    before = tl.load(ends_ptr + segment - 1, mask=segment > 0, other=0)
+    blocks = tl.load(ends_ptr + segment) - before
+    stored = tl.minimum(tl.maximum(capacity - before, 0), blocks)
+    COUNT: tl.constexpr = 4 if KIND == STATS else 1
+    lanes = ()
+    for i in tl.static_range(COUNT):
+        lanes = lanes + (_add_stored(partials_ptr + (i * capacity + before) * TILES, stored * TILES, i),)
+    for block in range(stored, blocks):
+        start, length = tl.load(starts_ptr + segment), tl.load(lengths_ptr + segment)
+        results = _block(
+            x_ptr, y_ptr, seed_ptr, start, length, block, offset.to(tl.int64), stream.to(tl.uint32),
+            KIND, NOISE, TILES, PTX,
+        )  # fmt: skip
+        lanes = _add_block(lanes, results, block, COUNT, TILES)
+    for i in tl.static_range(COUNT):
+        result = _halving_tree(tl.reshape(lanes[i], (1, LANES)), i, 1)
+        tl.store(result_ptr + segment * COUNT + i + tl.arange(0, 1), result)
+
+
+_BLOCK_TILES = 4
+_WARPS = 4
+
+
+def segment_stats(x: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+    """As ``zoengine.ops.schema`` says."""
+    result = x.new_empty((starts.numel(), 4), dtype=torch.float64)
+    _reduce(result, STATS.value, x, None, None, starts, lengths, 0, 0, 0)
+    return result
+
+
+def segment_dot(x: Tensor, y: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+    """As ``zoengine.ops.schema`` says."""
+    result = x.new_empty((starts.numel(),), dtype=torch.float64)
+    _reduce(result, DOT.value, x, y, None, starts, lengths, 0, 0, 0)
+    return result
+
+
+def segment_dot_noise(
+    x: Tensor, seed: Tensor, starts: Tensor, lengths: Tensor, offset: int, stream: int, noise: int
+) -> Tensor:
+    """As ``zoengine.ops.schema`` says."""
+    result = x.new_empty((starts.numel(),), dtype=torch.float64)
+    _reduce(result, DOT_NOISE.value, x, None, seed, starts, lengths, offset, stream, noise)
+    return result
+
+
+def _reduce(result, kind, x, y, seed, starts, lengths, offset, stream, noise) -> None:
+    """Fill ``result`` without reading anything back from the device."""
+    segments = starts.numel()
+    if segments == 0:
+        return
+    size = _BLOCK_TILES * TILE.value
+    ends = ((lengths + (size - 1)) // size).cumsum(0)
+    capacity = x.numel() // size + segments  # blocks, at most, of disjoint segments
+    partials = x.new_empty((4 if kind == STATS.value else 1, capacity, _BLOCK_TILES), dtype=torch.float64)
+    inputs = (x, y, seed, starts, lengths, ends, offset, stream)
+    options = dict(
+        KIND=kind, NOISE=noise, TILES=_BLOCK_TILES, PTX=launch.uses_ptx(x), num_warps=_WARPS, enable_fp_fusion=False
+    )
+    with launch.on_device(x):
+        segment_blocks_kernel[(capacity,)](partials, *inputs, segments, capacity, **options)
+        segment_totals_kernel[(segments,)](result, partials, *inputs, capacity, **options)
