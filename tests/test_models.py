@@ -242,3 +242,17 @@ def test_real_model(tmp_path, monkeypatch):
     again = transformers.AutoModelForCausalLM.from_pretrained(models.save(model, tokenizer, tmp_path / "saved"))
     assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
     assert again.config.tie_word_embeddings and not hasattr(again.config, "quantization_config")
+
+
+def test_subset_trains_what_the_pattern_names(folder, tmp_path):
+    model, tokenizer = load(folder, dtype="float32", tuning="subset", parameters=r"norm\.|layers\.1\.mlp")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if "norm." in n or "layers.1.mlp" in n}
+    again = transformers.AutoModelForCausalLM.from_pretrained(save(model, tokenizer, tmp_path / "run"))
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize(("pattern", "message"), [("bias", "names no parameter"), ("", "no parameter"), ("(", "regular")])
+def test_a_subset_of_nothing_is_refused(folder, pattern, message):
+    with pytest.raises(ModelError, match=message):
+        load(folder, tuning="subset", parameters=pattern)

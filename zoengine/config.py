@@ -60,9 +60,10 @@ class Task(_Section):
 
 
 class Tuning(_Section):
-    """Which parameters are trained: all, or the adapters of LoRA."""
+    """Which parameters are trained: all, the adapters of LoRA, or those whose name matches a regular expression."""
 
-    kind: Literal["full", "lora"] = "full"
+    kind: Literal["full", "lora", "subset"] = "full"
+    parameters: str = ""
     lora_r: PositiveInt = 8
     lora_alpha: float = 16.0
     lora_target_modules: list[str] | str = ["q_proj", "v_proj"]

@@ -1,6 +1,7 @@
 """Load a causal language model and its tokenizer for training with forward passes only; save what came of it."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ except ImportError as error:
 from zoengine.models import smollm2
 from zoengine.models.errors import ModelError
 
-TUNINGS = ("full", "lora")
+TUNINGS = ("full", "lora", "subset")
 
 
 def load(
@@ -28,6 +29,7 @@ def load(
     lora_r: int = 8,
     lora_alpha: float = 16,
     lora_target_modules: Sequence[str] | str = ("q_proj", "v_proj"),
+    parameters: str = "",
     seed: int = 0,
 ) -> tuple[Any, Any]:
     """(model, tokenizer), the model on `device`, in evaluation mode (dropout off).
@@ -36,7 +38,8 @@ def load(
     Hugging Face hub id; weights only from safetensors, never from pickles. dtype: "auto" (see `pick_dtype`),
     "float32", "bfloat16", "float16" or a torch dtype. tuning: "full" trains every parameter; "lora" adds PEFT LoRA
     layers of rank `lora_r` and scale lora_alpha / lora_r to `lora_target_modules` (names, or "all-linear"), initialised
-    from `seed` alike on every device, and trains only those. Raises ModelError, which says what to do.
+    from `seed` alike on every device, and trains only those; "subset" trains the parameters in whose name the regular
+    expression `parameters` is found ("norm", or r"layers\.(28|29)\."). Raises ModelError, which says what to do.
     """
     if tuning not in TUNINGS:
         raise ModelError(f"tuning is {tuning!r}; expected one of {', '.join(TUNINGS)}")
@@ -50,6 +53,8 @@ def load(
         raise ModelError(f"cannot load {str(name_or_path)!r} with safetensors weights: {error}") from error
     if tuning == "lora":
         model = _with_lora(model, lora_r, lora_alpha, lora_target_modules, seed)
+    elif tuning == "subset":
+        _freeze_all_but(model, parameters)
     return model.to(device).eval(), tokenizer
 
 
@@ -102,6 +107,19 @@ def _source(name_or_path: str | Path) -> str:
             "them, convert them with transformers' save_pretrained"
         )
     return os.fspath(path)
+
+
+def _freeze_all_but(model: torch.nn.Module, parameters: str) -> None:
+    try:
+        pattern = re.compile(parameters)
+    except re.error as error:
+        raise ModelError(f"parameters={parameters!r} is not a regular expression: {error}") from error
+    chosen = [name for name, _ in model.named_parameters() if pattern.search(name)]
+    if not parameters or not chosen:
+        kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name, _ in model.named_parameters()})
+        raise ModelError(f"parameters={parameters!r} names no parameter; this model has {', '.join(kinds)}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
 
 
 def _with_lora(model: Any, r: int, alpha: float, targets: Sequence[str] | str, seed: int) -> Any:

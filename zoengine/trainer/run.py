@@ -83,7 +83,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
         model, tokenizer = models.load(
             config.model.path, dtype=config.model.dtype, device=device, seed=config.run.seed,
             tuning=config.tuning.kind, lora_r=config.tuning.lora_r, lora_alpha=config.tuning.lora_alpha,
-            lora_target_modules=config.tuning.lora_target_modules,
+            lora_target_modules=config.tuning.lora_target_modules, parameters=config.tuning.parameters,
         )  # fmt: skip
         run = _Run(config, folder, start, model, tokenizer, splits, command)
         try:
