@@ -333,9 +333,12 @@ def test_loss_sum_adds_up_over_unequal_batches(tokenizer):
 def test_evaluate(tokenizer):
     task, model = PromptClassification(tokenizer), make_model("llama", attention_dropout=0.5)
     model.train()
+    logits, lasts = task.logits, []
+    task.logits = lambda model, batch: lasts.extend(batch["last"].tolist()) or logits(model, batch)
     seen = []
     result = task.evaluate(model, EXAMPLES, batch_size=4, progress=lambda done, total: seen.append((done, total)))
     assert model.training and seen == [(4, 11), (8, 11), (11, 11)]
+    assert lasts == sorted(lasts), "examples of like length must share a batch"
     model.eval()
     with torch.no_grad():
         right = sum(int(slow_logits(task, model, e).argmax()) == e.label for e in EXAMPLES)
