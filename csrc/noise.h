@@ -167,26 +167,17 @@ struct Words {
   uint32_t w[4];
 };
 
-ZO_HD uint32_t mul_high(uint32_t a, uint32_t b) {
-#if defined(__CUDA_ARCH__)
-  return __umulhi(a, b);
-#else
-  return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
-#endif
-}
-
 // The four words of call `block` of `stream`: key = (seed low, seed high), counter = (block low, block high, stream, 0).
 ZO_HD Words philox(uint64_t seed, uint64_t block, uint32_t stream) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32), c2 = stream, c3 = 0;
   ZO_UNROLL
   for (uint32_t round = 0; round < table::PHILOX_ROUNDS; ++round) {
-    uint32_t high0 = mul_high(table::PHILOX_M0, c0), low0 = table::PHILOX_M0 * c0;
-    uint32_t high1 = mul_high(table::PHILOX_M1, c2), low1 = table::PHILOX_M1 * c2;
-    c0 = high1 ^ c1 ^ k0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ k1;
-    c3 = low0;
+    uint64_t p0 = static_cast<uint64_t>(table::PHILOX_M0) * c0, p1 = static_cast<uint64_t>(table::PHILOX_M1) * c2;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(p1);
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(p0);
     k0 += table::PHILOX_W0;
     k1 += table::PHILOX_W1;
   }

@@ -30,7 +30,7 @@ cudaError_t by_type(const AddNoise& p, Type type, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t add_noise(const AddNoise& args, Type type, Noise noise, cudaStream_t stream) {
+cudaError_t launch_add_noise(const AddNoise& args, Type type, Noise noise, cudaStream_t stream) {
   return noise == Noise::kGaussian ? by_type<Noise::kGaussian>(args, type, stream)
                                    : by_type<Noise::kRademacher>(args, type, stream);
 }

@@ -1,4 +1,4 @@
-// What the CUDA kernels are told, as plain data: no torch and no CUDA here, so that host tests can build the same bodies.
+// What the CUDA kernels are told, as plain data: neither torch nor CUDA, so that host tests can build the same bodies.
 #pragma once
 
 #include <cstdint>

@@ -50,6 +50,8 @@ ZO_HD uint64_t wide(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * 
 ZO_HD uint32_t high(uint64_t a) { return static_cast<uint32_t>(a >> 32); }
 ZO_HD uint32_t low(uint64_t a) { return static_cast<uint32_t>(a); }
 
+using zo::philox;  // the overload for any block
+
 ZO_HD Words philox(const Schedule& s, uint32_t block_low) {
   uint64_t p0 = wide(table::PHILOX_M0, block_low);
   uint64_t p1 = wide(table::PHILOX_M1, high(p0) ^ s.word[0]);
@@ -66,6 +68,12 @@ ZO_HD Words philox(const Schedule& s, uint32_t block_low) {
     c2 = high(p0) ^ c3 ^ s.word[2 * round], c3 = low(p0);
   }
   return {{c0, c1, c2, c3}};
+}
+
+// words.w[i] without an array in memory.
+ZO_HD uint32_t pick(const Words& words, uint32_t i) {
+  uint32_t a = i & 1 ? words.w[1] : words.w[0], b = i & 1 ? words.w[3] : words.w[2];
+  return i & 2 ? b : a;
 }
 
 }  // namespace zo::cuda

@@ -95,11 +95,6 @@ ZO_HD uint32_t block_low(uint32_t row, uint32_t lane) {
   return (row >> log2_parts << 8) + lane;
 }
 
-ZO_HD uint32_t pick(const Words& words, uint32_t i) {
-  uint32_t a = i & 1 ? words.w[1] : words.w[0], b = i & 1 ? words.w[3] : words.w[2];
-  return i & 2 ? b : a;
-}
-
 // +coefficient where bit `bit` of `word` is 1, -coefficient where it is 0.
 ZO_HD float sign_term(uint32_t word, uint32_t bit, float coefficient) {
   return bits_float(float_bits(coefficient) ^ (~(word << (31 - bit)) & 0x80000000u));
@@ -257,7 +252,7 @@ ZO_HD void four_elements(const AddNoise& p, int64_t n) {
   }
   Place at = place<kLog2Parts>(index);
   for (int k = 0; k < p.terms; ++k) {
-    Words words = zo::philox(static_cast<uint64_t>(p.seeds[k]), at.block, p.stream);
+    Words words = philox(static_cast<uint64_t>(p.seeds[k]), at.block, p.stream);
     float coefficient = C::kFill ? 1.0f : p.coeffs[k];
     if constexpr (C::kGaussian) {
       float z[4];
@@ -284,7 +279,7 @@ ZO_HD void four_elements(const AddNoise& p, int64_t n) {
   Words random{};
   Place rounding = place<kRoundingLog2Parts>(index);
   if constexpr (C::kStochastic) {
-    random = zo::philox(static_cast<uint64_t>(*p.rounding_seed), rounding.block, table::STREAM_ROUNDING);
+    random = philox(static_cast<uint64_t>(*p.rounding_seed), rounding.block, table::STREAM_ROUNDING);
   }
   ZO_UNROLL
   for (int r = 0; r < 4; ++r) {

@@ -10,20 +10,21 @@
 
 namespace zo::cuda {
 
-cudaError_t add_noise(const AddNoise& args, Type type, Noise noise, cudaStream_t stream);
+cudaError_t launch_add_noise(const AddNoise& args, Type type, Noise noise, cudaStream_t stream);
 
 // args.x, coeffs, states, keep and rounding_seed are not read; args.terms is 1.
-cudaError_t noise_fill(const AddNoise& args, Type type, Noise noise, cudaStream_t stream);
+cudaError_t launch_noise_fill(const AddNoise& args, Type type, Noise noise, cudaStream_t stream);
 
 // Doubles of scratch memory that the functions below need.
 int64_t stats_workspace(int64_t segments);
 int64_t dot_workspace(int64_t segments);
 
 // out: (segments, 4) sum, sum of squares, minimum, maximum.
-cudaError_t segment_stats(const Segments& args, Type type, double* workspace, double* out, cudaStream_t stream);
+cudaError_t launch_segment_stats(const Segments& args, Type type, double* workspace, double* out,
+                                 cudaStream_t stream);
 
 // out: (segments,).
-cudaError_t segment_dot(const Segments& args, Type type, const Factor& factor, double* workspace, double* out,
-                        cudaStream_t stream);
+cudaError_t launch_segment_dot(const Segments& args, Type type, const Factor& factor, double* workspace,
+                               double* out, cudaStream_t stream);
 
 }  // namespace zo::cuda

@@ -19,7 +19,7 @@ cudaError_t by_type(const AddNoise& p, Type type, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t noise_fill(const AddNoise& args, Type type, Noise noise, cudaStream_t stream) {
+cudaError_t launch_noise_fill(const AddNoise& args, Type type, Noise noise, cudaStream_t stream) {
   AddNoise p = args;
   p.x = p.out;
   return noise == Noise::kGaussian ? by_type<Noise::kGaussian>(p, type, stream)
