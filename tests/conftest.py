@@ -23,3 +23,35 @@ def poison(monkeypatch):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """Configuration values of a run that takes a second: a tiny random Llama, its tokenizer and sentences, on disk."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = ["<unk>", "it", "was", "good", "bad", "a", "film", "fine", "long", "dull", "."]
+    vocabulary = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, unk_token="<unk>").save_pretrained(
+        folder / "model"
+    )
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
+    rows = [("a " + "long " * (k % 5) + ("fine" if k % 2 else "dull") + " film", k % 2) for k in range(22)]
+    lines = ["text\tlabel", *(f"{text}\t{label}" for text, label in rows)]
+    (folder / "data.tsv").write_text("\n".join(lines) + "\n")
+    data = str(folder / "data.tsv")
+    return {
+        "model": {"path": str(folder / "model"), "dtype": "float32", "device": "cpu"},
+        "data": {"train": data, "eval": data, "test": data, "eval_limit": 6},
+        "task": {"template": "{text} it was", "label_words": [" bad", " good"]},
+        "method": {"name": "mezo", "lr": 1e-2},
+        "run": {"output_dir": str(folder / "run"), "steps": 9, "batch_size": 4, "seed": 3},
+    }
