@@ -68,13 +68,13 @@ def test_select_drops_repeats_neutral_long_and_broken_sentences(monkeypatch):
 def test_own_file_in_every_format(tmp_path, kind):
     path = tmp_path / f"own.{kind}"
     if kind == "jsonl":
-        rows = [{"text": 'He said "no", twice', "label": "bad"}, {"text": "fine", "label": "good"}]
+        rows = [{"text": '"No", he said', "label": "bad"}, {"text": "fine", "label": "good"}]
         path.write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
     elif kind == "csv":
-        path.write_text('\ufefflabel,text\nbad,"He said ""no"", twice"\ngood,fine\n', encoding="utf-8")
+        path.write_text('\ufefflabel,text\nbad,"""No"", he said"\ngood,fine\n', encoding="utf-8")
     else:
-        path.write_text('text\tlabel\nHe said "no", twice\tbad\nfine\tgood\n', encoding="utf-8")
-    assert read_examples(path, options=("bad", "good")) == [Example('He said "no", twice', 0), Example("fine", 1)]
+        path.write_text('text\tlabel\n"No", he said\tbad\nfine\tgood\n', encoding="utf-8")
+    assert read_examples(path, options=("bad", "good")) == [Example('"No", he said', 0), Example("fine", 1)]
 
 
 @pytest.mark.parametrize(
