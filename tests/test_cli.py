@@ -185,9 +185,9 @@ def test_debug_shows_the_error_itself(path):
 
 
 def test_a_non_finite_loss_stops_the_run(path):
-    result = call("train", path, "method.lr=3e38")
+    result = call("train", path, "method.zo_eps=3e38")
     assert result.exit_code == errors.STOPPED
-    assert "zoengine: loss nan in step" in result.stderr
+    assert "zoengine: loss nan in step 0" in result.stderr
 
 
 def test_methods(capsys):
