@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,15 +11,15 @@ import torch
 import yaml
 
 pytest.importorskip("typer")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from typer.testing import CliRunner
+from typer.testing import CliRunner  # noqa: E402
 
-import zoengine
-from zoengine import ops
-from zoengine.cli import doctor, errors
-from zoengine.cli.app import app
+import zoengine  # noqa: E402
+from zoengine import ops  # noqa: E402
+from zoengine.cli import doctor, errors  # noqa: E402
+from zoengine.cli.app import app  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,7 +191,29 @@ def test_a_non_finite_loss_stops_the_run(path):
     assert "zoengine: loss nan in step 0" in result.stderr
 
 
-def test_methods(capsys):
+def test_ctrl_c_saves_and_says_how_to_go_on(path, monkeypatch):
+    from zoengine.trainer import ZOTrainer
+    from zoengine.trainer import run as runs
+
+    class Press(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    class Trainer(ZOTrainer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs, callbacks=[Press()])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "ZOTrainer", Trainer)
+        result = call("train", path, "run.steps=6")
+    assert result.exit_code == 130
+    again = f"zoengine train {path} run.steps=6 --resume"
+    assert f"stopped after step 4, saved; go on with: {again}" in result.stderr
+    assert call(*again.split()[1:]).exit_code == 0
+
+
+def test_methods():
     result = call("methods", "mezo-momentum")
     assert result.exit_code == 0
     for word in ("beta1", "0.9", "zo_eps", "required", "gaussian | rademacher"):
