@@ -4,10 +4,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
 from zoengine.kernels import launch
 from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, fma, normals, rounding_words, signs
 from zoengine.kernels.rounding import round_nearest, round_stochastic, widen
+
 from zoengine.noise import table
 
 

@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 from torch import Tensor
-
 from zoengine.kernels import launch
 from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, normals, signs, word
 from zoengine.kernels.rounding import round_nearest

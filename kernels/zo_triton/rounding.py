@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-
 from zoengine.kernels.noise import INTERPRETED, word
 
 

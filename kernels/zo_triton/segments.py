@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
 from zoengine.kernels import launch
 from zoengine.kernels.noise import LANES, noise_at, tile_noise
 
