@@ -7,6 +7,7 @@ first three run. On a machine with a GPU kernels, step and memory are measured t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(args.device or ("cuda" if gpu else "cpu"))
     if not gpu:
         say("no GPU is visible to torch: the GPU cases are skipped")
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        say(f"the load average is {busy:.1f} before anything has begun: other work runs here, and timings will scatter")
     environment = describe(device, args.commit)
     out = args.out or ROOT / "bench" / "results" / f"{device.type}.json"
     done: list[rows.Row] = []

@@ -7,6 +7,7 @@ words at the last position. What a step takes beyond its two forwards is its ove
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from bench import baselines, cases, rows
 from bench.progress import Progress, say
 from bench.timing import Samples, once
 from zoengine import methods
+
+Closure = Callable[[], Tensor]
+Step = Callable[[Closure], object]
 
 DEFAULT_ROUNDS = 3
 EPS, LR = 1e-3, 1e-6
@@ -59,21 +63,31 @@ def load_model(name: str, dtype: str, device: torch.device, real: bool = True) -
     return model.to(device, cases.DTYPES[dtype]).eval()
 
 
-def make_closure(model: nn.Module, batch: int, tokens: int) -> Callable[[], Tensor]:
-    """The loss of ``batch`` random prompts of ``tokens`` tokens over two label words, as zoengine.tasks computes it."""
-    from zoengine.tasks.label_logits import LabelLogits
+class Task:
+    """``batch`` random prompts of ``tokens`` tokens and their loss over two label words, as zoengine.tasks has it."""
 
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (batch, tokens), generator=generator).to(device)
-    last = torch.full((batch,), tokens - 1, device=device)
-    labels = torch.arange(batch, device=device) % 2
-    logits = LabelLogits([5, 7])
+    def __init__(self, model: nn.Module, batch: int, tokens: int) -> None:
+        from zoengine.tasks.label_logits import LabelLogits
 
-    def closure() -> Tensor:
-        return F.cross_entropy(logits(model, ids, last), labels)
+        device = next(model.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        self._ids = torch.randint(0, model.config.vocab_size, (batch, tokens), generator=generator).to(device)
+        self._last = torch.full((batch,), tokens - 1, device=device)
+        self._labels = torch.arange(batch, device=device) % 2
+        self._logits = LabelLogits([5, 7])
+        self.model = model
 
-    return closure
+    def loss(self) -> Tensor:
+        """The mean loss of all prompts, a scalar."""
+        return self._loss(len(self._ids))
+
+    def small_loss(self) -> Tensor:
+        """The loss of the first prompt: the same code in little time, for warming up."""
+        return self._loss(1)
+
+    def _loss(self, count: int) -> Tensor:
+        logits = self._logits(self.model, self._ids[:count], self._last[:count])
+        return F.cross_entropy(logits, self._labels[:count])
 
 
 def default_dtypes(device: torch.device) -> list[str]:
@@ -117,64 +131,64 @@ def _measure_dtype(
     rounds: int,
 ) -> list[rows.Row]:
     model = load_model(model_name, dtype, device)
-    functions = _contestants(model, batch, tokens)
-    forward_seconds = once(functions["forwards"]) / 2
-    elements = sum(p.numel() for p in model.parameters())
-    # Today's loop adds four passes of a normal and an add; ours count as half a pair of forwards each.
-    z = torch.empty(min(elements, 1 << 22), dtype=cases.DTYPES[dtype], device=device)
-    baselines.normal_add_(z, 0.0)
-    today = 4 * once(lambda: baselines.normal_add_(z, 0.0)) * elements / z.numel()
-    one_round = forward_seconds * (4 + 3 * len(CONTESTANTS)) + today
-    warm_up = one_round - forward_seconds * 2
-    say(
-        f"step of {model_name} {dtype}, {batch} x {tokens} tokens: a forward takes {forward_seconds:.2f} s; "
-        f"{rounds} rounds of {len(functions)} contestants, about {warm_up + rounds * one_round:.0f} s"
-    )
-    progress = Progress((1 + rounds) * len(functions))
-    taken: dict[str, list[float]] = {key: [] for key in functions}
-    for round_number in range(rounds + 1):
-        for key, function in functions.items():
-            seconds = once(function)
-            if round_number:  # the first one touches fresh memory
-                taken[key].append(seconds)
-            progress.advance(1, f"{key} {seconds:.2f} s")
+    contestants = _contestants(model, batch, tokens)
+    for key, (step, task) in contestants.items():
+        say(f"step of {model_name} {dtype}: warming up {key}")
+        step(task.small_loss)
+    one_round = _estimate(contestants, dtype, device)
+    say(f"{batch} x {tokens} tokens, {rounds} rounds of {len(contestants)}: about {rounds * one_round:.0f} s")
+    progress = Progress(rounds * len(contestants))
+    taken: dict[str, list[float]] = {key: [] for key in contestants}
+    for _ in range(rounds):
+        for key, (step, task) in contestants.items():
+            taken[key].append(once(functools.partial(step, task.loss)))
+            progress.advance(1, f"{key} {taken[key][-1]:.2f} s")
     progress.finish()
     samples = {key: Samples(tuple(seconds)) for key, seconds in taken.items()}
     options = {"model": model_name, "dtype": dtype, "batch": batch, "tokens": tokens}
-    return _rows(samples, environment, options, elements)
+    return _rows(samples, environment, options, sum(p.numel() for p in model.parameters()))
 
 
-def _contestants(model: nn.Module, batch: int, tokens: int) -> dict[str, Callable[[], object]]:
-    """What to time, by name; each works on a model of its own."""
-    closure = make_closure(model, batch, tokens)
-    parameters = list(model.parameters())
-
-    def forwards() -> None:
-        with torch.no_grad():
-            float(closure() - closure())  # reads the losses, as a step does
-
-    functions: dict[str, Callable[[], object]] = {
-        "forwards": forwards,
-        "today": lambda: baselines.mezo_step(parameters, closure, 1, lr=LR, eps=EPS),
+def _contestants(model: nn.Module, batch: int, tokens: int) -> dict[str, tuple[Step, Task]]:
+    """A step to be given a closure, and the task of its model, by name; each optimizer has a model of its own."""
+    parameters, task = list(model.parameters()), Task(model, batch, tokens)
+    contestants: dict[str, tuple[Step, Task]] = {
+        "forwards": (_forwards, task),
+        "today": (lambda closure: baselines.mezo_step(parameters, closure, 1, lr=LR, eps=EPS), task),
     }
     for method, mode in CONTESTANTS:
         twin = copy.deepcopy(model)
         optimizer = methods.create(method, twin, lr=LR, zo_eps=EPS, mode=mode)
-        functions[f"{method}/{mode}"] = _stepper(optimizer, make_closure(twin, batch, tokens))
-    return functions
+        contestants[f"{method}/{mode}"] = (functools.partial(_step, optimizer), Task(twin, batch, tokens))
+    return contestants
 
 
-def _stepper(optimizer: methods.ZOOptimizer, closure: Callable[[], Tensor]) -> Callable[[], object]:
-    def step() -> None:
-        optimizer.step(closure)
-        plus, minus = optimizer.last_losses
-        if plus == minus:
-            raise RuntimeError(
-                "both losses of a step were equal, so its update was skipped and the time is not that of a step; "
-                "take more --tokens or a larger --batch"
-            )
+def _forwards(closure: Closure) -> None:
+    with torch.no_grad():
+        float(closure() - closure())  # reads the losses, as a step does
 
-    return step
+
+def _step(optimizer: methods.ZOOptimizer, closure: Closure) -> None:
+    optimizer.step(closure)
+    plus, minus = optimizer.last_losses
+    if plus == minus:
+        raise RuntimeError(
+            "both losses of a step were equal, so its update was skipped and the time is not that of a step; "
+            "take more --tokens or a larger --batch"
+        )
+
+
+def _estimate(contestants: dict[str, tuple[Step, Task]], dtype: str, device: torch.device) -> float:
+    """Roughly the seconds of one round: its forwards, four passes of today's loop, and a third of that for ours."""
+    _, task = contestants["today"]
+    with torch.no_grad():
+        forward = once(task.loss)
+    z = torch.zeros(1 << 22, dtype=cases.DTYPES[dtype], device=device)
+    baselines.normal_add_(z, 1.0)
+    elements = sum(p.numel() for p in task.model.parameters())
+    today = 4 * once(lambda: baselines.normal_add_(z, 1.0)) * elements / z.numel()
+    ours = len(contestants) - 2
+    return forward * 2 * len(contestants) + today * (1 + ours / 3)
 
 
 def _rows(
