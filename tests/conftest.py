@@ -41,7 +41,7 @@ def tiny_run(tmp_path_factory):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=True, attention_dropout=0.2,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
     rows = [("a " + "long " * (k % 5) + ("fine" if k % 2 else "dull") + " film", k % 2) for k in range(22)]

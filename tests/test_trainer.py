@@ -98,8 +98,9 @@ def test_every_step_is_the_optimizers_own_with_the_schedulers_lr(tiny_run, tmp_p
     assert torch.equal(flat(model), flat(other))
 
 
-def test_accumulated_batches_give_the_step_of_the_whole_batch(tiny_run, tmp_path):
-    """Micro-batches of unequal token counts: one step, of the mean over all tokens."""
+@pytest.mark.parametrize("normalises", [True, False])
+def test_accumulated_batches_give_the_step_of_the_whole_batch(tiny_run, tmp_path, normalises):
+    """Micro-batches of unequal token counts: one step, of the mean over all tokens, whoever takes the mean."""
     results, passes = [], []
     for size, accumulation in ((4, 1), (2, 2), (1, 4)):
         model = tiny_model(tiny_run)
@@ -108,6 +109,8 @@ def test_accumulated_batches_give_the_step_of_the_whole_batch(tiny_run, tmp_path
             train_sampling_strategy="sequential",
         )  # fmt: skip
         trainer = ZOTrainer(model=model, args=args, train_dataset=sentences(12))
+        assert trainer.model_accepts_loss_kwargs
+        trainer.model_accepts_loss_kwargs = normalises
         trainer.train()
         results.append(flat(model))
         passes.append(trainer.zo.forward_passes)

@@ -122,7 +122,11 @@ def doctor() -> None:
 
 def _quiet() -> None:
     """Keep other people's bars and advice off the screen; errors still show."""
+    import warnings
+
     from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

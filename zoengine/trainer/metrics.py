@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from zoengine.methods import ZOOptimizer
+from zoengine.trainer.optimizer import unwrapped
 
 Row = dict[str, Any]
 
@@ -63,7 +63,7 @@ class MetricsWriter(TrainerCallback):
         self._began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        optimizer = _zo(kwargs["optimizer"])
+        optimizer = unwrapped(kwargs["optimizer"])
         self.write(
             "step", step=state.global_step, forward_passes=optimizer.forward_passes, loss=optimizer.last_loss,
             lr=optimizer.last_lr, seconds=round(self._trained + time.monotonic() - self._began, 3),
@@ -71,8 +71,4 @@ class MetricsWriter(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         scores = {name: metrics[f"eval_{name}"] for name in ("accuracy", "loss", "n") if f"eval_{name}" in metrics}
-        self.evaluation("eval", state.global_step, _zo(kwargs["optimizer"]).forward_passes, scores)
-
-
-def _zo(optimizer: Any) -> ZOOptimizer:
-    return getattr(optimizer, "optimizer", optimizer)  # accelerate keeps it inside its own
+        self.evaluation("eval", state.global_step, unwrapped(kwargs["optimizer"]).forward_passes, scores)

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from transformers import ProgressCallback
 
+from zoengine.trainer.optimizer import unwrapped
+
 _LINE_EVERY = 30.0  # seconds between lines when nobody watches a bar
 
 
@@ -34,8 +36,7 @@ class ZOProgressCallback(ProgressCallback):
             )  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        optimizer = kwargs["optimizer"]
-        optimizer = getattr(optimizer, "optimizer", optimizer)
+        optimizer = unwrapped(kwargs["optimizer"])
         loss = optimizer.last_loss
         self._smooth = loss if self._smooth is None else 0.9 * self._smooth + 0.1 * loss
         if self.training_bar is not None:

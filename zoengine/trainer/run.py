@@ -217,6 +217,7 @@ class _Run:
                 continue
             _log.info("evaluating %d sentences of %s", len(self.encoded[split]), split)
             scores = self.task.evaluate(self.model, self.encoded[split], self.config.run.eval_batch_size)
+            _log.info("%s, step %d: accuracy %.1f%%, loss %.4f", split, step, 100 * scores["accuracy"], scores["loss"])
             self.metrics.evaluation(split, step, passes, scores)
         shown = self.encoded[self.split][:_SHOWN]
         found = predict(self.task, self.model, shown)

@@ -22,6 +22,7 @@ from zoengine import methods
 from zoengine.evaluation import Closure
 from zoengine.methods import ZOOptimizer
 from zoengine.trainer import checkpoint
+from zoengine.trainer.optimizer import driven, unwrapped
 from zoengine.trainer.progress import ZOProgressCallback
 from zoengine.trainer.sampler import LengthGroupedSampler
 
@@ -76,7 +77,7 @@ class ZOTrainer(Trainer):
         defaults = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}
         if any(kwargs.get("optimizers", ())) or kwargs.get("optimizer_cls_and_kwargs"):
             raise TrainerError("ZOTrainer builds its optimizer itself; name it by zo_method and zo_fields")
-        self._zo_class = _driven(methods.get(zo_method))
+        self._zo_class = driven(methods.get(zo_method))
         self._zo_fields = {**defaults, **(zo_fields or {})}
         methods.fields.build(self._zo_class.Fields, self._zo_fields, zo_method)  # bad values stop here
         super().__init__(**kwargs)
@@ -86,7 +87,7 @@ class ZOTrainer(Trainer):
     @property
     def zo(self) -> ZOOptimizer | None:
         """The zeroth-order optimizer; None before ``train``."""
-        return getattr(self.optimizer, "optimizer", self.optimizer)  # AcceleratedOptimizer keeps it inside
+        return unwrapped(self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -236,28 +237,6 @@ class ZOTrainer(Trainer):
 
     def _load_scaler(self, folder: str | None) -> None:
         """Nothing: there is no gradient scaler, and its file would be a pickle."""
-
-
-def _driven(method: type[ZOOptimizer]) -> type[ZOOptimizer]:
-    """``method`` as Trainer needs it: ``step()`` without a closure, which Trainer adds to every step, does nothing.
-
-    ``last_loss`` and ``last_lr`` are those of the last real step, for callbacks.
-    """
-
-    class Driven(method):
-        last_loss = float("nan")
-        last_lr = float("nan")
-
-        def step(self, closure: Closure | None = None) -> float | None:
-            if closure is None:
-                return None
-            lr = float(self.param_groups[0]["lr"])
-            self.last_loss = super().step(closure)
-            self.last_lr = lr
-            return self.last_loss
-
-    Driven.__name__ = Driven.__qualname__ = method.__name__
-    return Driven
 
 
 def _mean(parts: list[tuple[Tensor, int]]) -> Tensor:
