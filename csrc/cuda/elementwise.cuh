@@ -69,6 +69,24 @@ struct Range {
   ZO_HD uint32_t cut_unit(uint32_t i) const { return i < whole_first ? i : i + (whole_end - whole_first); }
 };
 
+// Cuts the arguments where the upper half of a block number changes, and calls run(part, range) for each part.
+template <class C, class Run>
+void for_ranges(AddNoise p, const Run& run) {
+  using Bits = typename C::Type::Bits;
+  constexpr uint64_t kWindow = uint64_t{1} << Range<C>::kWindowBits;
+  while (p.count > 0) {
+    AddNoise part = p;
+    int64_t room = static_cast<int64_t>(kWindow - p.offset % kWindow);
+    if (part.count > room) part.count = room;
+    run(part, Range<C>(part));
+    p.x = static_cast<const Bits*>(p.x) + part.count;
+    p.out = static_cast<Bits*>(p.out) + part.count;
+    for (int s = 0; s < p.state_count; ++s) p.states[s] += part.count;
+    p.offset += static_cast<uint64_t>(part.count);
+    p.count -= part.count;
+  }
+}
+
 // What stays the same for all units of a thread.
 template <class C>
 struct Shared {

@@ -10,10 +10,14 @@ namespace zo::cuda {
 
 constexpr int kBlock = 128;
 
-// Blocks that must fit on a multiprocessor together, which caps the registers at 80, 128 and 168: as many as no
-// configuration spills with.
+// Blocks that must fit on a multiprocessor together, which caps the registers at 168, 128, 96 or 80: as many as each kind
+// of configuration takes without spilling.
 template <class C>
-constexpr int kResident = C::kTerms == 0 ? 3 : C::kStochastic || !C::kGaussian ? 4 : 6;
+constexpr int kResident = C::kTerms == 0                       ? 3
+                          : C::kStochastic && !C::kGaussian ? 3
+                          : C::kStochastic || !C::kGaussian ? 4
+                          : C::kTerms == 2                  ? 5
+                                                            : 6;
 
 // The grid fills the device once and strides over the units: what all units share is then computed once a thread.
 template <class C>
@@ -42,25 +46,16 @@ cudaError_t resident_blocks(int& blocks) {
 }
 
 template <class C>
-cudaError_t launch(AddNoise p, cudaStream_t stream) {
-  using Bits = typename C::Type::Bits;
-  constexpr int64_t kWindow = int64_t{1} << Range<C>::kWindowBits;
+cudaError_t launch(const AddNoise& args, cudaStream_t stream) {
   int resident;
   cudaError_t error = resident_blocks<C>(resident);
-  while (error == cudaSuccess && p.count > 0) {
-    AddNoise part = p;
-    part.count = std::min<int64_t>(p.count, kWindow - static_cast<int64_t>(p.offset % kWindow));
-    Range<C> range(part);
+  for_ranges<C>(args, [&](const AddNoise& part, const Range<C>& range) {
+    if (error != cudaSuccess) return;
     uint32_t whole = ((range.whole_end - range.whole_first) * C::kThreads + kBlock - 1) / kBlock;
-    uint32_t needed = std::max(whole, range.cut_units());
-    elementwise<C><<<std::min<uint32_t>(needed, resident), kBlock, 0, stream>>>(part, range);
+    uint32_t blocks = std::min<uint32_t>(std::max(whole, range.cut_units()), resident);
+    elementwise<C><<<blocks, kBlock, 0, stream>>>(part, range);
     error = cudaGetLastError();
-    p.x = static_cast<const Bits*>(p.x) + part.count;
-    p.out = static_cast<Bits*>(p.out) + part.count;
-    for (int s = 0; s < p.state_count; ++s) p.states[s] += part.count;
-    p.offset += part.count;
-    p.count -= part.count;
-  }
+  });
   return error;
 }
 

@@ -36,7 +36,7 @@ __device__ Stats warp_tree(Stats value) {
 }
 
 // One block does some lanes of tiles of one segment. In a long segment 8 warps share a lane, each taking the next of
-// its tiles, and their results are added in order; in a short one each warp has a lane of its own, and most blocks none.
+// its tiles, and their results are added in order; in a short one each warp has its own lane, and most blocks have none.
 template <class Source>
 __global__ void __launch_bounds__(kBlock) lanes(Segments args, Source source, double* workspace) {
   using Result = typename Source::Result;

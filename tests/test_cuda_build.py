@@ -1,0 +1,155 @@
+"""The CUDA files compile, and what they compile to stays within stored budgets. Needs nvcc, no GPU.
+
+tests/budgets/cuda_*.json holds, for each counted kernel, the instructions an element may cost in the main loop and the
+registers a thread may take. To store what the compiler gives now, after looking at it:
+ZOENGINE_WRITE_BUDGETS=1 pytest tests/test_cuda_build.py
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoengine.noise import table
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=CUDA_HOME / "bin")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+FILES = ("add_noise", "noise_fill", "segments")
+
+_spec = importlib.util.spec_from_file_location("sass", ROOT / "tests" / "sass.py")
+sass = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sass)
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+needs_disassembler = pytest.mark.skipif(sass.tool("nvdisasm") is None, reason="nvdisasm is not installed")
+
+
+def compile_cubin(source, architecture, folder):
+    """``source`` as a cubin with the flags of setup.py; returns its path."""
+    cubin = folder / f"{source.stem}_{architecture}.cubin"
+    flags = ["-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", f"-arch={architecture}", "-cubin"]
+    include = [f"-I{folder}", f"-I{ROOT}/csrc/cuda"]
+    done = subprocess.run([NVCC, *flags, *include, str(source), "-o", str(cubin)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr, done.stderr
+    return cubin
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory):
+    """All kernels for sm_90, the counted ones for the other architectures: {(file, architecture): kernels by name}."""
+    folder = tmp_path_factory.mktemp("cubins")
+    (folder / "noise_table.h").write_text(table.cpp_header())
+    jobs = [(ROOT / "csrc" / "cuda" / f"{name}.cu", "sm_90") for name in FILES]
+    jobs += [(ROOT / "tests" / "cuda_budget.cu", arch) for arch in ARCHITECTURES if arch != "sm_90"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        paths = pool.map(lambda job: compile_cubin(*job, folder), jobs)
+        return {(job[0].stem, job[1]): sass.read(path) for job, path in zip(jobs, paths, strict=True)}
+
+
+def config(name):
+    """The template arguments of an elementwise kernel from its mangled name: type, noise, stochastic, terms, fill."""
+    found = re.search(r"Config\w*?(Float32|BFloat16|Float16)E?LNS\w*?NoiseE(\d)ELb(\d)ELi(\d)ELb(\d)E", name)
+    kind, noise, stochastic, terms, fill = found.groups()
+    label = f"{kind}-{('gaussian', 'rademacher')[int(noise)]}"
+    label += "-stochastic" * int(stochastic) + ("-fill" if int(fill) else f"-{terms}" if int(terms) else "-any")
+    return label
+
+
+def instructions_per_element(kernel, label):
+    """Instructions of the loop over units, each inner loop times its trips, for an element of one thread's unit."""
+    lanes = 4 if label.startswith("Float32") else 8
+    loops = kernel.loops()
+    if "rademacher" in label:  # 4 times 8 rows for each word of signs; the inner loop is part of the outer
+        outer, inner = next(
+            (a, b) for i, a in enumerate(loops) for b in loops[i + 1 :] if has_stores(kernel, a) and has_stores(kernel, b)
+        )
+        return (outer + 3 * inner) / (32 * lanes)
+    rows = 8 if lanes == 4 or "stochastic" in label else 4
+    return loops[0] / (rows * lanes)
+
+
+def has_stores(kernel, size):
+    """Whether the loop of ``size`` instructions stores vectors: the loops that do not are those of cut units."""
+    for i, one in enumerate(kernel.instructions):
+        if one.target is not None and one.target < i and i - one.target + 1 == size:
+            return any(k.op == "STG" and k.bits == 128 for k in kernel.instructions[one.target : i])
+    return False
+
+
+def counted(cubins, architecture):
+    """The kernels that tests/cuda_budget.cu lists, by label; for sm_90 they are taken from the real files."""
+    if architecture != "sm_90":
+        return {config(name): kernel for name, kernel in cubins["cuda_budget", architecture].items()}
+    labels = {config(name) for name in cubins["cuda_budget", "sm_80"]}
+    kernels = {**cubins["add_noise", "sm_90"], **cubins["noise_fill", "sm_90"]}
+    return {config(name): kernel for name, kernel in kernels.items() if config(name) in labels}
+
+
+@needs_nvcc
+@needs_disassembler
+def test_no_kernel_spills(cubins):
+    kernels = {**cubins["add_noise", "sm_90"], **cubins["noise_fill", "sm_90"], **cubins["segments", "sm_90"]}
+    assert len(kernels) == 25 + 6 + 20
+    assert [name for name, kernel in kernels.items() if kernel.local_accesses or kernel.stack] == []
+
+
+@needs_nvcc
+@needs_disassembler
+def test_elementwise_kernels_use_vectors_and_no_shared_memory(cubins):
+    for file in ("add_noise", "noise_fill"):
+        for name, kernel in cubins[file, "sm_90"].items():
+            label = config(name)
+            assert kernel.shared == 0 and kernel.shared_accesses == 0, label
+            rows = 4 if "Float32" not in label and "gaussian" in label and "stochastic" not in label else 8
+            assert kernel.widths("STG")[128] == rows, label
+            loads = kernel.widths("LDG")[128]
+            if "any" in label:  # states are loaded too
+                assert loads > rows, label
+            else:
+                assert loads == (0 if "fill" in label else rows), label
+
+
+@needs_nvcc
+@needs_disassembler
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_budget(cubins, architecture):
+    measured = {}
+    for label, kernel in counted(cubins, architecture).items():
+        measured[label] = {
+            "instructions_per_element": round(instructions_per_element(kernel, label), 2),
+            "registers": kernel.registers,
+        }
+        assert kernel.local_accesses == 0 and kernel.stack == 0 and kernel.shared == 0, label
+    path = ROOT / "tests" / "budgets" / f"cuda_{architecture.replace('_', '')}.json"
+    if os.environ.get("ZOENGINE_WRITE_BUDGETS"):
+        path.write_text(json.dumps(measured, indent=2, sort_keys=True) + "\n")
+    budget = json.loads(path.read_text())
+    assert measured.keys() == budget.keys()
+    for label, numbers in measured.items():
+        for what, number in numbers.items():
+            # Another nvcc schedules a little differently; half an instruction an element is worth a look.
+            slack = 0.5 if what == "instructions_per_element" else 0
+            assert number <= budget[label][what] + slack, f"{architecture} {label}: {what} {number}, stored {budget[label][what]}"
+
+
+@pytest.mark.skipif(not (CUDA_HOME / "include" / "cuda_runtime_api.h").exists(), reason="no CUDA headers")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_registration_compiles():
+    """ops.cpp against the installed torch's stable headers, limited to what torch 2.10 offers."""
+    torch_include = Path(torch.__file__).parent / "include"
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-DUSE_CUDA"]
+    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_include)]
+    command += ["-isystem", str(CUDA_HOME / "include"), str(ROOT / "csrc" / "cuda" / "ops.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr

@@ -1,0 +1,193 @@
+"""The bodies of the CUDA kernels, built as host code and run in a loop, against the reference bit for bit.
+
+What only a GPU can show (that the grid covers every unit, and the device's own instructions) is in test_cuda_kernels.
+"""
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoengine.noise import table
+from zoengine.ops import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+class AddNoise(ctypes.Structure):
+    """zo::cuda::AddNoise of csrc/cuda/arguments.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "out", "seeds", "coeffs")),
+        ("states", ctypes.c_void_p * 2),
+        *((name, ctypes.c_void_p) for name in ("keep", "rounding_seed")),
+        ("count", ctypes.c_int64),
+        ("offset", ctypes.c_uint64),
+        ("stream", ctypes.c_uint32),
+        *((name, ctypes.c_int32) for name in ("terms", "state_count")),
+    ]
+
+
+class Segments(ctypes.Structure):
+    """zo::cuda::Segments."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("x", "starts", "lengths")), ("count", ctypes.c_int64)]
+
+
+class Factor(ctypes.Structure):
+    """zo::cuda::Factor."""
+
+    _fields_ = [
+        ("y", ctypes.c_void_p),
+        ("y_type", ctypes.c_int32),
+        ("seed", ctypes.c_void_p),
+        ("offset", ctypes.c_uint64),
+        ("stream", ctypes.c_uint32),
+        ("noise", ctypes.c_int32),
+    ]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """tests/cuda_host.cpp as a shared library; unoptimised, because that compiles in seconds and has the same bits."""
+    folder = tmp_path_factory.mktemp("cuda_host")
+    (folder / "noise_table.h").write_text(table.cpp_header())
+    library = folder / "host.so"
+    flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-shared", "-fPIC", f"-I{folder}", f"-I{ROOT}/csrc/cuda"]
+    command = [COMPILER, *flags, str(ROOT / "tests" / "cuda_host.cpp"), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(library))
+    loaded.zo_segments.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    return loaded
+
+
+def address(tensor):
+    return None if tensor is None else tensor.data_ptr()
+
+
+def bits(x):
+    """The bits of ``x``, every NaN alike."""
+    x = torch.where(x.isnan(), torch.full_like(x, float("nan")), x)
+    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def elementwise(host, x, seeds, coeffs, states, keep, sr_seed, offset, stream, noise, *, out, fill=False):
+    pointers = (ctypes.c_void_p * 2)(*map(address, states))
+    args = AddNoise(
+        *map(address, (x, out, seeds, coeffs)),
+        pointers,
+        *map(address, (keep, sr_seed)),
+        x.numel(),
+        offset,
+        stream,
+        seeds.numel(),
+        len(states),
+    )
+    host.zo_elementwise(ctypes.byref(args), DTYPES.index(x.dtype), noise, int(fill))
+
+
+# (elements, offset, elements that x stands after a 64-byte boundary): whole units, cut ones, both kinds of address, and
+# ranges across the places where the upper half of a block number changes.
+PLACES = [
+    (9000, 0, 0),
+    (9000, 1024, 0),
+    (20000, 5, 5),
+    (20000, 5, 0),
+    (9000, 8192 - 8, 8),
+    (1, 0, 0),
+    (300, 2**32 - 3, 1),
+    (21000, 2**34 - 10000, 16),
+    (9000, 2**35 - 4096, 0),
+    (20000, 2**39 - 8192, 0),
+    (9000, 2**63 - 9216, 0),
+]
+KINDS = [(1, False, 0), (2, False, 0), (3, False, 0), (1, True, 0), (0, True, 1), (2, True, 2)]
+CASES = [(*place, *KINDS[i % len(KINDS)]) for i, place in enumerate(PLACES)]
+CASES += [(9000, 2048, 0, *kind) for kind in KINDS]
+
+
+@pytest.mark.parametrize("stochastic", (False, True), ids=("nearest", "stochastic"))
+@pytest.mark.parametrize("noise", table.NOISES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_add_noise(host, dtype, noise, stochastic):
+    if stochastic and dtype == torch.float32:
+        pytest.skip("fp32 is not rounded")
+    generator = torch.Generator().manual_seed(5)
+    for n, offset, shift, count, decay, state_count in CASES:
+        x = torch.empty(shift + n, dtype=dtype)[shift:].copy_(torch.randn(n, generator=generator))
+        x[:: max(1, n // 7)] = float("nan")
+        x[n // 2] = float("inf")
+        seeds = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)
+        coeffs = torch.randn(count + state_count, generator=generator)
+        states = [torch.empty(shift + n)[shift:].normal_(generator=generator) for _ in range(state_count)]
+        keep = torch.tensor([0.75]) if decay else None
+        sr_seed = torch.tensor([77]) if stochastic else None
+        args = (x, seeds, coeffs, states, keep, sr_seed, offset, table.STREAM_SECOND, table.NOISES[noise])
+        frame = torch.full((shift + n + 64,), 3.0, dtype=dtype)  # must stay 3 outside of the range
+        expected, out = torch.empty_like(x), frame[shift : shift + n]
+        reference.add_noise_out(*args, out=expected)
+        elementwise(host, *args, out=out)
+        assert torch.equal(bits(out), bits(expected)), (n, offset, shift, count, decay, state_count)
+        assert (frame[:shift] == 3).all() and (frame[shift + n :] == 3).all()
+
+
+@pytest.mark.parametrize("noise", table.NOISES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noise_fill(host, dtype, noise):
+    seed = torch.tensor([-3])
+    for n, offset, shift in PLACES[:8]:
+        expected, out = torch.empty(n, dtype=dtype), torch.empty(shift + n, dtype=dtype)[shift:]
+        reference.noise_fill_(expected, seed, offset, 0, table.NOISES[noise])
+        elementwise(host, out, seed, None, [], None, None, offset, 0, table.NOISES[noise], out=out, fill=True)
+        assert torch.equal(bits(out), bits(expected)), (n, offset, shift)
+
+
+STARTS = torch.tensor([0, 1024, 1025, 40000, 39000, 7, 300000])
+LENGTHS = torch.tensor([1024, 1, 5000, 0, 2047, 263000, 3])  # not sorted, overlapping, one empty, one above 256 tiles
+
+
+def segments(host, x, factor, columns, starts=STARTS, lengths=LENGTHS):
+    out = torch.full((starts.numel(), columns), float("nan"), dtype=torch.float64)
+    args = Segments(*map(address, (x, starts, lengths)), starts.numel())
+    host.zo_segments(
+        ctypes.addressof(args), DTYPES.index(x.dtype), factor and ctypes.addressof(factor), out.data_ptr()
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def values():
+    return torch.randn(300003, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_segment_stats(host, values, dtype):
+    x = values.to(dtype, copy=True)
+    assert torch.equal(segments(host, x, None, 4), reference.segment_stats(x, STARTS, LENGTHS))
+    x[1500] = float("nan")
+    assert torch.equal(bits(segments(host, x, None, 4)), bits(reference.segment_stats(x, STARTS, LENGTHS)))
+
+
+@pytest.mark.parametrize("dtypes", [*itertools.product(DTYPES, DTYPES)][::2], ids=str)
+def test_segment_dot(host, values, dtypes):
+    x, y = values.to(dtypes[0]), values.flip(0).contiguous().to(dtypes[1])
+    out = segments(host, x, Factor(y=address(y), y_type=DTYPES.index(dtypes[1])), 1)
+    assert torch.equal(out.squeeze(1), reference.segment_dot(x, y, STARTS, LENGTHS))
+
+
+@pytest.mark.parametrize("offset", (0, 1, 300, 700, 2**40 + 32768 - 1024 - 2))
+@pytest.mark.parametrize("noise", table.NOISES)
+def test_segment_dot_noise(host, values, noise, offset):
+    x, seed, kind = values[:4000].bfloat16(), torch.tensor([11]), table.NOISES[noise]
+    starts, lengths = torch.tensor([0, 1024, 1025, 4000]), torch.tensor([1024, 2050, 2975, 0])
+    factor = Factor(seed=address(seed), offset=offset, stream=2, noise=kind)
+    out = segments(host, x, factor, 1, starts, lengths)
+    assert torch.equal(out.squeeze(1), reference.segment_dot_noise(x, seed, starts, lengths, offset, 2, kind))
