@@ -15,7 +15,8 @@ from bench.timing import GPU_MILLISECONDS, SHORTEST, Function, interleaved, once
 from zoengine import ops
 
 DEFAULT_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 28}
-DEFAULT_ROUNDS = 5
+ROUNDS = (3, 9)  # at least and at most, where the caller does not say
+SECONDS = 200  # that the default number of rounds may take
 _PREVIEW = 64  # the estimate runs every case on 1/64 of the elements
 
 
@@ -42,19 +43,23 @@ def measure(
     *,
     dtypes: Sequence[str] = tuple(cases.DTYPES),
     elements: int | None = None,
-    rounds: int = DEFAULT_ROUNDS,
+    rounds: int | None = None,
     backends: Sequence[str] | None = None,
     save: Callable[[list[rows.Row]], None] = lambda found: None,
 ) -> list[rows.Row]:
     """Rows of every kernel case of ``dtypes`` on ``device``, for each of ``backends`` (default: all fast ones).
 
+    ``rounds`` defaults to as many of 3 to 9 as fit into ``SECONDS``, by an estimate from few elements.
     ``save`` is called after each group of cases with all rows so far.
     """
     elements = elements or DEFAULT_ELEMENTS[device.type]
     backends = list(backends or fast_backends(device))
     plan = [(dtype, list(group)) for dtype in dtypes for _, group in itertools.groupby(cases.cases([dtype]), _group)]
     weights = _preview(plan, device, elements, backends)
-    seconds = (rounds + 1) * sum(map(sum, weights))
+    one_round = sum(map(sum, weights))
+    if rounds is None:
+        rounds = min(max(int(SECONDS / one_round) - 1, ROUNDS[0]), ROUNDS[1])
+    seconds = (rounds + 1) * one_round
     say(f"kernels on {environment['device']}: {elements:,} elements, {rounds} rounds, about {seconds:.0f} s")
     progress, found = Progress(seconds), []
     work = None

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="results file; default: bench/results/DEVICE.json")
     p.add_argument("--commit", help="commit to write into the rows, where there is no git checkout")
     p.add_argument("--plot", type=Path, metavar="PNG", help="also draw the kernels as bars of %% of the copy")
-    p.add_argument("--rounds", type=int, help="measurements of each case; default: kernels 5, step 3")
+    p.add_argument("--rounds", type=int, help="measurements of each case; default: kernels 3 to 9, step 3")
     kernel = p.add_argument_group("kernels")
     kernel.add_argument("--size", type=size, help="elements; default: 64Mi on a CPU, 256Mi on a GPU")
     kernel.add_argument("--backends", nargs="+", help="default: all that have kernels for the device")
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     measure = {
         "kernels": lambda: kernels.measure(
             device, environment, dtypes=args.dtype or tuple(cases.DTYPES), elements=args.size,
-            rounds=args.rounds or kernels.DEFAULT_ROUNDS, backends=args.backends, save=save,
+            rounds=args.rounds, backends=args.backends, save=save,
         ),
         "step": lambda: step.measure(
             device, environment, dtypes=args.dtype, model_name=args.model, batch=args.batch, tokens=args.tokens,

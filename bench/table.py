@@ -13,7 +13,12 @@ Columns = dict[str, Callable[[Row], str]]
 
 
 def render(found: Sequence[Row]) -> str:
-    """One table per part and machine, with a line above each that says where it was measured."""
+    """One table per part and machine, with a line above each that says where it was measured.
+
+    Of a drift only the last checkpoint is shown; the rows hold all.
+    """
+    last = {_setting(row): row for row in found if row["part"] == "drift"}
+    found = [row for row in found if row["part"] != "drift" or last[_setting(row)] is row]
     blocks = []
     for part, columns in _PARTS.items():
         places = dict.fromkeys(_place(row) for row in found if row["part"] == part)
@@ -31,6 +36,10 @@ def _place(row: Row) -> str:
     where = e["device"] if e["device_type"] == "cuda" else f"{e['device']}, {e['threads']} threads, {e['isa']} kernels"
     triton = f", Triton {e['triton']}" if e["device_type"] == "cuda" else ""
     return f"({where}; torch {e['torch']}{triton}; commit {e['commit']}, {e['date'][:10]})"
+
+
+def _setting(row: Row) -> tuple:
+    return (_place(row), *row["options"].values())
 
 
 def _measure(name: str, form: str, suffix: str = "") -> Callable[[Row], str]:
