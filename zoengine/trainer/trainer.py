@@ -73,13 +73,12 @@ class ZOTrainer(Trainer):
         self.task = task
         self._micro_batches: list[dict[str, Any]] = []
         self._staging: Path | None = None
-        kwargs["args"] = args = _arguments(kwargs.get("args"))
-        defaults = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}
+        self.args = kwargs["args"] = _arguments(kwargs.get("args"))
         if any(kwargs.get("optimizers", ())) or kwargs.get("optimizer_cls_and_kwargs"):
             raise TrainerError("ZOTrainer builds its optimizer itself; name it by zo_method and zo_fields")
         self._zo_class = driven(methods.get(zo_method))
-        self._zo_fields = {**defaults, **(zo_fields or {})}
-        methods.fields.build(self._zo_class.Fields, self._zo_fields, zo_method)  # bad values stop here
+        self._zo_fields = dict(zo_fields or {})
+        methods.fields.build(self._zo_class.Fields, self._all_fields(), zo_method)  # bad values stop here
         super().__init__(**kwargs)
         if self.callback_handler.pop_callback(ProgressCallback) is not None:
             self.add_callback(ZOProgressCallback())
@@ -91,8 +90,12 @@ class ZOTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = self._zo_class(self.model if model is None else model, **self._zo_fields)
+            self.optimizer = self._zo_class(self.model if model is None else model, **self._all_fields())
         return self.optimizer
+
+    def _all_fields(self) -> dict[str, Any]:
+        args = self.args  # read late: a hyperparameter search changes them
+        return {"lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed, **self._zo_fields}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
