@@ -72,7 +72,10 @@ def instructions_per_element(kernel, label):
     loops = kernel.loops()
     if "rademacher" in label:  # 4 times 8 rows for each word of signs; the inner loop is part of the outer
         outer, inner = next(
-            (a, b) for i, a in enumerate(loops) for b in loops[i + 1 :] if has_stores(kernel, a) and has_stores(kernel, b)
+            (a, b)
+            for i, a in enumerate(loops)
+            for b in loops[i + 1 :]
+            if has_stores(kernel, a) and has_stores(kernel, b)
         )
         return (outer + 3 * inner) / (32 * lanes)
     rows = 8 if lanes == 4 or "stochastic" in label else 4
@@ -140,7 +143,9 @@ def test_budget(cubins, architecture):
         for what, number in numbers.items():
             # Another nvcc schedules a little differently; half an instruction an element is worth a look.
             slack = 0.5 if what == "instructions_per_element" else 0
-            assert number <= budget[label][what] + slack, f"{architecture} {label}: {what} {number}, stored {budget[label][what]}"
+            assert number <= budget[label][what] + slack, (
+                f"{architecture} {label}: {what} {number}, stored {budget[label][what]}"
+            )
 
 
 @pytest.mark.skipif(not (CUDA_HOME / "include" / "cuda_runtime_api.h").exists(), reason="no CUDA headers")

@@ -157,9 +157,7 @@ LENGTHS = torch.tensor([1024, 1, 5000, 0, 2047, 263000, 3])  # not sorted, overl
 def segments(host, x, factor, columns, starts=STARTS, lengths=LENGTHS):
     out = torch.full((starts.numel(), columns), float("nan"), dtype=torch.float64)
     args = Segments(*map(address, (x, starts, lengths)), starts.numel())
-    host.zo_segments(
-        ctypes.addressof(args), DTYPES.index(x.dtype), factor and ctypes.addressof(factor), out.data_ptr()
-    )
+    host.zo_segments(ctypes.addressof(args), DTYPES.index(x.dtype), factor and ctypes.addressof(factor), out.data_ptr())
     return out
 
 
