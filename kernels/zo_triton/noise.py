@@ -16,6 +16,8 @@ import triton.language as tl
 from zoengine.noise import table
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# The interpreter of Triton 3.6 multiplies, rounds and adds where it should fuse; later ones have this function.
+_ROUNDS_TWICE = tl.constexpr(INTERPRETED.value and not hasattr(triton._C.libtriton.interpreter, "fma_fp32"))
 LANES = tl.constexpr(table.LANES)
 GAUSSIAN = tl.constexpr(table.GAUSSIAN)
 
@@ -71,9 +73,9 @@ def anchor(like, PTX: tl.constexpr):
 @triton.jit
 def fma(a, b, c):
     """fp32 ``a * b + c``, rounded once."""
-    if INTERPRETED:
-        # Some interpreters round twice. The product is exact in float64; rounding the sum to odd there makes the
-        # conversion to fp32 round as if from the exact value (Boldo and Melquiond 2008).
+    if _ROUNDS_TWICE:
+        # The product is exact in float64; rounding the sum to odd there makes the conversion to fp32 round as if from
+        # the exact value (Boldo and Melquiond 2008).
         product = a.to(tl.float64) * b.to(tl.float64)
         addend = c.to(tl.float64)
         total = product + addend
@@ -237,9 +239,9 @@ def choose(which, a, b, c, d):
 
 
 @triton.jit
-def tile_noise(seed, tile, stream, NOISE: tl.constexpr, PTX: tl.constexpr):
+def tile_noise(seed, tile, stream, zero, NOISE: tl.constexpr, PTX: tl.constexpr):
     """Noise of the tiles of 1024 numbered by int64 ``tile`` (T, 1): the four rows of 256 lanes, each (T, 256)."""
-    lane = tl.arange(0, LANES)[None, :].to(tl.uint32)
+    lane = zero + tl.arange(0, LANES)[None, :].to(tl.uint32)
     if NOISE == GAUSSIAN:
         w0, w1, w2, w3 = philox(seed, (tile << 8).to(tl.uint32) + lane, (tile >> 24).to(tl.uint32), stream, PTX)
         z0, z1 = box_muller(w0, w1, PTX)

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
 from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, normals, signs, word
-from zoengine.kernels.rounding import round_nearest
+from zoengine.kernels.rounding import round_nearest, widen
 
 
 @triton.jit(do_not_specialize=["n", "offset", "first", "step", "stream"])
@@ -38,7 +38,8 @@ def noise_fill_kernel(
         begin = program * SPAN
         low, high = 0, SPAN
 
-    zero = tl.zeros((TILES, LANES), tl.uint32)
+    # Nothing is read; the load only gives Triton the layout that the stores want.
+    zero = anchor(widen(tl.load(out_ptr + begin + index, mask=index < tl.minimum(n, 0)), PTX), PTX)
     seed = tl.load(seed_ptr)
     if NOISE == GAUSSIAN:
         z = normals(seed, group, stream, zero, TILES, ROWS, PTX)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
-from zoengine.kernels.noise import LANES, noise_at, tile_noise
+from zoengine.kernels.noise import LANES, anchor, noise_at, tile_noise
 
 STATS = tl.constexpr(0)
 DOT = tl.constexpr(1)
@@ -24,12 +24,22 @@ _AHEAD = tl.constexpr(8)  # rows of tile sums that the second kernel has under w
 
 
 @triton.jit
+def _smaller(a, b):
+    return tl.where((a < b) | (a != a), a, b)
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
 def _combine(a, b, OUTPUT: tl.constexpr):
     """Outputs 0 and 1 are sums, 2 is a minimum and 3 a maximum; NaN wins."""
     if OUTPUT == 2:
-        return tl.where((a < b) | (a != a), a, b)
+        return _smaller(a, b)
     elif OUTPUT == 3:
-        return tl.where((a > b) | (a != a), a, b)
+        return _larger(a, b)
     else:
         return a + b
 
@@ -42,43 +52,39 @@ def _neutral(OUTPUT: tl.constexpr):
 
 
 @triton.jit
-def _halving_tree(lanes, OUTPUT: tl.constexpr, TILES: tl.constexpr):
-    """(TILES, 256) to (TILES,): lane l is combined with l + 128, then of the results l with l + 64, and so on."""
+def _halving_tree(lanes, TILES: tl.constexpr):
+    """(TILES, 256) to (TILES,): lane l is added to l + 128, then of these sums l to l + 64, and so on.
+
+    Each step sums an axis of two elements, so the order is as written in whatever layout the compiler keeps them.
+    """
     for level in tl.static_range(8):
-        pairs = tl.permute(tl.reshape(lanes, (TILES, 2, LANES >> (level + 1))), (0, 2, 1))
-        low, high = tl.split(pairs)
-        lanes = _combine(low, high, OUTPUT)
+        lanes = tl.sum(tl.reshape(lanes, (TILES, 2, LANES >> (level + 1))), axis=1)
     return tl.reshape(lanes, (TILES,))
 
 
 @triton.jit
-def _load_rows(ptr, begin, left, TILES: tl.constexpr):
-    """Four tensors (TILES, 256): elements ``t 1024 + r 256 + l`` from ``begin`` on, 0 from the ``left``-th."""
+def _load_rows(ptr, begin, left, WHOLE: tl.constexpr, TILES: tl.constexpr):
+    """Four tensors (TILES, 256): elements ``t 1024 + r 256 + l`` from ``begin`` on, 0 from the ``left``-th.
+
+    ``WHOLE`` says that none is missing and that ``begin`` is a multiple of 16: then 16 bytes a thread are loaded.
+    """
     index = tl.arange(0, TILES)[:, None] * TILE + tl.arange(0, LANES)[None, :]
-    if (left >= TILES * TILE) & (begin % 16 == 0):
-        base = ptr + tl.multiple_of(begin, 16)
-        r0 = tl.load(base + index)
-        r1 = tl.load(base + index + LANES)
-        r2 = tl.load(base + index + 2 * LANES)
-        r3 = tl.load(base + index + 3 * LANES)
-    else:
-        base = ptr + begin
-        r0 = tl.load(base + index, mask=index < left, other=0.0)
-        r1 = tl.load(base + index + LANES, mask=index + LANES < left, other=0.0)
-        r2 = tl.load(base + index + 2 * LANES, mask=index + 2 * LANES < left, other=0.0)
-        r3 = tl.load(base + index + 3 * LANES, mask=index + 3 * LANES < left, other=0.0)
-    return r0, r1, r2, r3
+    base = ptr + (begin // 16 * 16 if WHOLE else begin)  # the product tells the compiler
+    rows = ()
+    for row in tl.static_range(ROWS):
+        at = index + row * LANES
+        rows = rows + (tl.load(base + at) if WHOLE else tl.load(base + at, mask=at < left, other=0.0),)
+    return rows
 
 
 @triton.jit
-def _noise_rows(seed, position, stream, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr):
+def _noise_rows(seed, position, stream, zero, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr):
     """Noise of the elements that :func:`_load_rows` loads, the first of them at arena index ``position``."""
     tile = tl.arange(0, TILES)[:, None].to(tl.int64)
-    lane = tl.arange(0, LANES)[None, :]
     if position % TILE == 0:
-        z0, z1, z2, z3 = tile_noise(seed, position // TILE + tile, stream, NOISE, PTX)
+        z0, z1, z2, z3 = tile_noise(seed, position // TILE + tile, stream, zero, NOISE, PTX)
     else:
-        at = position + tile * TILE + lane
+        at = position + tile * TILE + tl.arange(0, LANES)[None, :] + zero.to(tl.int64)
         z0 = noise_at(seed, at, stream, NOISE, PTX)
         z1 = noise_at(seed, at + LANES, stream, NOISE, PTX)
         z2 = noise_at(seed, at + 2 * LANES, stream, NOISE, PTX)
@@ -87,18 +93,20 @@ def _noise_rows(seed, position, stream, NOISE: tl.constexpr, TILES: tl.constexpr
 
 
 @triton.jit
-def _block(
-    x_ptr, y_ptr, seed_ptr, start, length, block, offset, stream,
-    KIND: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr,
+def _tiles(
+    x_ptr, y_ptr, seed_ptr, begin, left, offset, stream,
+    WHOLE: tl.constexpr, KIND: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Results (TILES,) of the tiles of one block of a segment: one for a dot product, four for the statistics."""
-    done = block * (TILES * TILE)
-    left = tl.minimum(length - done, TILES * TILE).to(tl.int32)
-    x = _load_rows(x_ptr, start + done, left, TILES)
+    """Results (TILES,) of the tiles from element ``begin`` on, of which ``left`` elements count.
+
+    One result for a dot product; sum, sum of squares, minimum and maximum for the statistics.
+    """
+    x = _load_rows(x_ptr, begin, left, WHOLE, TILES)
     if KIND == DOT:
-        y = _load_rows(y_ptr, start + done, left, TILES)
+        y = _load_rows(y_ptr, begin, left, WHOLE, TILES)
     elif KIND == DOT_NOISE:
-        y = _noise_rows(tl.load(seed_ptr), offset + start + done, stream, NOISE, TILES, PTX)
+        zero = anchor(x[0].to(tl.float32), PTX)
+        y = _noise_rows(tl.load(seed_ptr), offset + begin, stream, zero, NOISE, TILES, PTX)
     else:
         y = x
     index = tl.arange(0, TILES)[:, None] * TILE + tl.arange(0, LANES)[None, :]
@@ -111,18 +119,35 @@ def _block(
         products = tl.fma(a, y[row].to(tl.float64), products)  # the product is exact: rounds as one addition does
         if KIND == STATS:
             total = total + a
-            there = index + row * LANES < left
-            low = _combine(low, tl.where(there, x[row].to(tl.float32), float("inf")), 2)
-            high = _combine(high, tl.where(there, x[row].to(tl.float32), float("-inf")), 3)
+            value = x[row].to(tl.float32)
+            there = WHOLE or index + row * LANES < left
+            low = _smaller(low, tl.where(there, value, float("inf")))
+            high = _larger(high, tl.where(there, value, float("-inf")))
     if KIND == STATS:
         return (
-            _halving_tree(total, 0, TILES),
-            _halving_tree(products, 1, TILES),
-            _halving_tree(low, 2, TILES).to(tl.float64),
-            _halving_tree(high, 3, TILES).to(tl.float64),
+            _halving_tree(total, TILES),
+            _halving_tree(products, TILES),
+            tl.reduce(low, 1, _smaller).to(tl.float64),
+            tl.reduce(high, 1, _larger).to(tl.float64),
         )
     else:
-        return (_halving_tree(products, 0, TILES),)
+        return (_halving_tree(products, TILES),)
+
+
+@triton.jit
+def _block(
+    x_ptr, y_ptr, seed_ptr, start, length, block, offset, stream,
+    KIND: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """:func:`_tiles` for one block of a segment."""
+    done = block * (TILES * TILE)
+    begin = start + done
+    left = tl.minimum(length - done, TILES * TILE).to(tl.int32)
+    if (left == TILES * TILE) & (begin % 16 == 0):
+        results = _tiles(x_ptr, y_ptr, seed_ptr, begin, left, offset, stream, True, KIND, NOISE, TILES, PTX)
+    else:
+        results = _tiles(x_ptr, y_ptr, seed_ptr, begin, left, offset, stream, False, KIND, NOISE, TILES, PTX)
+    return results
 
 
 @triton.jit(do_not_specialize=["offset", "stream", "segments", "capacity"])
@@ -226,8 +251,11 @@ def segment_totals_kernel(
         )  # fmt: skip
         lanes = _add_block(lanes, results, block, COUNT, TILES)
     for i in tl.static_range(COUNT):
-        result = _halving_tree(tl.reshape(lanes[i], (1, LANES)), i, 1)
-        tl.store(result_ptr + segment * COUNT + i + tl.arange(0, 1), result)
+        if i < 2:
+            result = tl.sum(_halving_tree(tl.reshape(lanes[i], (1, LANES)), 1), axis=0)
+        else:
+            result = tl.reduce(lanes[i], 0, _smaller if i == 2 else _larger)
+        tl.store(result_ptr + segment * COUNT + i, result)
 
 
 _BLOCK_TILES = 4
