@@ -35,14 +35,16 @@ needs_disassembler = pytest.mark.skipif(sass.tool("nvdisasm") is None, reason="n
 
 
 def compile_cubin(source, architecture, folder):
-    """``source`` as a cubin with the flags of setup.py; returns its path."""
-    cubin = folder / f"{source.stem}_{architecture}.cubin"
-    flags = ["-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", f"-arch={architecture}", "-cubin"]
+    """``source`` compiled with the flags of setup.py, host code too; returns the path of its device code."""
+    flags = ["-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", f"-arch={architecture}"]
+    keep = folder / f"{source.stem}_{architecture}"
+    keep.mkdir()
+    output = ["-c", str(source), "-o", str(keep / "object.o"), "--keep", "--keep-dir", str(keep)]
     include = [f"-I{folder}", f"-I{ROOT}/csrc/cuda"]
-    done = subprocess.run([NVCC, *flags, *include, str(source), "-o", str(cubin)], capture_output=True, text=True)
+    done = subprocess.run([NVCC, *flags, *include, *output], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr, done.stderr
-    return cubin
+    return next(keep.glob("*.cubin"))
 
 
 @pytest.fixture(scope="module")

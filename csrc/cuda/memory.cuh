@@ -26,7 +26,7 @@ struct BFloat16 {
     value[1] = bits_float(word & 0xFFFF0000u);
   }
   static ZO_HD uint32_t pack(const float* value) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     uint32_t word;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(value[1]), "f"(value[0]));
     return word;
@@ -66,7 +66,7 @@ struct Float16 {
 #endif
   }
   static ZO_HD uint32_t pack(const float* value) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     uint32_t word;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(value[1]), "f"(value[0]));
     return word;

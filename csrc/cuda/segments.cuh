@@ -34,7 +34,7 @@ ZO_HD double fma64(double a, double b, double c) {
 
 // Smaller and larger number; NaN if either is.
 ZO_HD float min_nan(float a, float b) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float least;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(least) : "f"(a), "f"(b));
   return least;
@@ -44,7 +44,7 @@ ZO_HD float min_nan(float a, float b) {
 }
 
 ZO_HD float max_nan(float a, float b) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float most;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
   return most;
