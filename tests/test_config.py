@@ -1,5 +1,7 @@
 """The configuration: what is read is what was meant, and every mistake names its key."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("pydantic")
@@ -93,3 +95,10 @@ def test_no_file(tmp_path):
         config.load(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot read"):
         config.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["demo", "movie-reviews-full", "movie-reviews-lora"])
+def test_the_configurations_that_come_along(name):
+    path = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    assert config.load(path).run.steps > 0
+    assert sorted(p.stem for p in path.parent.iterdir()) == ["demo", "movie-reviews-full", "movie-reviews-lora"]
