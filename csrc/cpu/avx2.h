@@ -11,6 +11,7 @@ struct Vector {
   using U = __m256i;
   using W = __m256i;  // 64-bit lanes whose low halves hold 32-bit words
   static constexpr int kLanes = 8;
+  static constexpr bool kXor3 = false;  // no single instruction for it
 
   static ZO_HD F splat(float value) { return _mm256_set1_ps(value); }
   static ZO_HD U splat(uint32_t value) { return _mm256_set1_epi32(static_cast<int>(value)); }
@@ -36,7 +37,10 @@ struct Vector {
   }
   template <int bit>
   static ZO_HD F select(U word, F clear, F set) {
-    return _mm256_blendv_ps(clear, set, floats(shl<31 - bit>(word)));
+    U mask = bit == 30 ? add(word, word) : shl<31 - bit>(word);
+    F result;  // GCC 12 puts a comparison before the blend of the intrinsic, though the blend looks at the top bit alone
+    asm("vblendvps %3, %2, %1, %0" : "=x"(result) : "x"(clear), "x"(set), "x"(mask));
+    return result;
   }
   static ZO_HD U shl_by(U a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
 
@@ -56,7 +60,6 @@ struct Vector {
                              static_cast<int64_t>(factor * (first + 2 * step)),
                              static_cast<int64_t>(factor * (first + step)), static_cast<int64_t>(factor * first));
   }
-  static ZO_HD W xor3(W a, W b, W c) { return bit_xor(a, bit_xor(b, c)); }
   static ZO_HD U interleave_high(W even, W odd) { return _mm256_blend_epi32(high(even), odd, 0xAA); }
   static ZO_HD U interleave_low(W even, W odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA); }
 };

@@ -22,32 +22,41 @@ using cpu::Term;
 
 // ---- Philox ---------------------------------------------------------------------------------------------------------
 
-// Four rows of 256 words: those of the calls block .. block + 255, where block is a multiple of 256.
+// Four rows of 256 words: those of the calls block .. block + 255, where block is a multiple of 256. Meanwhile the
+// `stride` bytes per call at `ahead`, which the next step will read, are fetched.
 //
-// Rounds 1 to 3 are partly the same for all calls of a tile, whose counters differ only in the low word: the first
-// product is a ramp, and whatever is common to all is computed once.
+// A round is, with 64-bit products p = m1 c and q = m0 a:
+//   a' = high(p) ^ low(p of the round before) ^ key,   c' = high(q) ^ low(q of the round before) ^ key.
+// Words live in the low halves of 64-bit lanes, whose high halves hold what the product left there. In rounds 1 to 3
+// much is the same for all calls of a tile, as their counters differ in the low word alone: the first q is a ramp, and
+// the second one and the first p are numbers.
+//
+// Where three words cannot be xored at once, the keys of two rounds go into every other product in one step: its high
+// half takes the key of this round and its low half, which counts one round later, that of the next.
 template <class V, bool kPaired>
 struct PhiloxTile {
   using W = typename V::W;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kChains = 4;  // two vectors of calls, each split into even and odd ones
 
-  static void run(uint32_t* words, const Key& key, uint64_t block, uint32_t stream) {
+  static W both(uint32_t high, uint32_t low) { return V::splat64(static_cast<uint64_t>(high) << 32 | low); }
+
+  __attribute__((noinline)) static void run(uint32_t* words, const Key& key, uint64_t block, uint32_t stream,
+                                            const char* ahead, int stride) {
     const uint32_t low = static_cast<uint32_t>(block), high = static_cast<uint32_t>(block >> 32);
-    // Round 1: words 0 and 1 come from the stream and the high word of the counter.
-    const uint64_t product1 = static_cast<uint64_t>(table::PHILOX_M1) * stream;
-    const uint32_t c0 = static_cast<uint32_t>(product1 >> 32) ^ high ^ key.k0[0], c1 = static_cast<uint32_t>(product1);
-    // Round 2: so does its first product.
-    const uint64_t product2 = static_cast<uint64_t>(table::PHILOX_M0) * c0;
-    const W key1_c2 = V::splat(key.k1[0]);
-    const W key2_c0 = V::splat(c1 ^ key.k0[1]);
-    const W key2_c2 = V::splat(static_cast<uint32_t>(product2 >> 32) ^ key.k1[1]);
-    const W key3_c0 = V::splat(key.k0[2]);
-    const W key3_c2 = V::splat(static_cast<uint32_t>(product2) ^ key.k1[2]);
-    W key_c0[cpu::kRounds], key_c2[cpu::kRounds];
+    const uint64_t p1 = static_cast<uint64_t>(table::PHILOX_M1) * stream;
+    const uint32_t a1 = static_cast<uint32_t>(p1 >> 32) ^ high ^ key.k0[0];
+    const uint64_t q2 = static_cast<uint64_t>(table::PHILOX_M0) * a1;
+
+    // Index r: for the product of round r + 1. The numbers of rounds 1 and 2 are merged with their keys.
+    W a_keys[cpu::kRounds], c_keys[cpu::kRounds];
+    c_keys[0] = both(key.k1[0], static_cast<uint32_t>(q2 >> 32) ^ key.k1[1]);
+    a_keys[1] = both(static_cast<uint32_t>(p1) ^ key.k0[1], key.k0[2]);
+    c_keys[2] = both(static_cast<uint32_t>(q2) ^ key.k1[2], key.k1[3]);
     for (int r = 3; r < cpu::kRounds; ++r) {
-      key_c0[r] = V::splat(key.k0[r]);
-      key_c2[r] = V::splat(key.k1[r]);
+      const int next = r + 1 < cpu::kRounds ? r + 1 : r;
+      a_keys[r] = both(key.k0[r], V::kXor3 ? key.k0[r] : key.k0[next]);
+      c_keys[r] = both(key.k1[r], V::kXor3 ? key.k1[r] : key.k1[next]);
     }
     const W m0 = V::splat(table::PHILOX_M0), m1 = V::splat(table::PHILOX_M1);
 
@@ -60,32 +69,52 @@ struct PhiloxTile {
     const W advance = V::splat64(factor * (2 * kLanes));
 
     for (int lane = 0; lane < 256; lane += 2 * kLanes) {
-      W a[kChains], b[kChains], c[kChains], d[kChains];
+      for (int byte = 0; byte < 2 * kLanes * stride; byte += 64) __builtin_prefetch(ahead + lane * stride + byte, 1);
+      W a[kChains], b[kChains], c[kChains], d[kChains];  // b and d: the products of the round before
       ZO_UNROLL
       for (int i = 0; i < kChains; ++i) {
-        d[i] = V::add64(start, ramp[i]);                                    // round 1
-        c[i] = V::bit_xor(V::high(d[i]), key1_c2);
-        W p = V::multiply(m1, c[i]);                                        // round 2
-        a[i] = V::bit_xor(V::high(p), key2_c0);
-        c[i] = V::bit_xor(d[i], key2_c2);
+        W q = V::bit_xor(V::add64(start, ramp[i]), c_keys[0]);  // round 1
+        W p = V::multiply(m1, V::high(q));                      // round 2
+        b[i] = V::bit_xor(p, a_keys[1]);
+        a[i] = V::high(b[i]);
+        p = V::multiply(m1, q);                                 // round 3
+        d[i] = V::bit_xor(V::multiply(m0, a[i]), c_keys[2]);
+        a[i] = V::bit_xor(V::high(p), b[i]);
         b[i] = p;
-        W q = V::multiply(m0, a[i]);                                        // round 3
-        p = V::multiply(m1, c[i]);
-        a[i] = V::xor3(V::high(p), b[i], key3_c0);
-        b[i] = p;
-        c[i] = V::bit_xor(V::high(q), key3_c2);
-        d[i] = q;
+        c[i] = V::high(d[i]);
       }
       start = V::add64(start, advance);
-      ZO_UNROLL
-      for (int r = 3; r < cpu::kRounds - 1; ++r) {
+      if constexpr (V::kXor3) {
         ZO_UNROLL
-        for (int i = 0; i < kChains; ++i) {
-          W q = V::multiply(m0, a[i]), p = V::multiply(m1, c[i]);
-          a[i] = V::xor3(V::high(p), b[i], key_c0[r]);
-          b[i] = p;
-          c[i] = V::xor3(V::high(q), d[i], key_c2[r]);
-          d[i] = q;
+        for (int r = 3; r < cpu::kRounds - 1; ++r) {
+          ZO_UNROLL
+          for (int i = 0; i < kChains; ++i) {
+            W q = V::multiply(m0, a[i]), p = V::multiply(m1, c[i]);
+            a[i] = V::xor3(V::high(p), b[i], a_keys[r]);
+            b[i] = p;
+            c[i] = r == 3 ? V::bit_xor(V::high(q), d[i]) : V::xor3(V::high(q), d[i], c_keys[r]);
+            d[i] = q;
+          }
+        }
+      } else {
+        ZO_UNROLL
+        for (int r = 3; r < cpu::kRounds - 1; r += 2) {
+          ZO_UNROLL
+          for (int i = 0; i < kChains; ++i) {
+            W q = V::multiply(m0, a[i]), p = V::bit_xor(V::multiply(m1, c[i]), a_keys[r]);
+            a[i] = V::bit_xor(V::high(p), b[i]);
+            b[i] = p;
+            c[i] = V::bit_xor(V::high(q), d[i]);
+            d[i] = q;
+          }
+          ZO_UNROLL
+          for (int i = 0; i < kChains; ++i) {
+            W q = V::bit_xor(V::multiply(m0, a[i]), c_keys[r + 1]), p = V::multiply(m1, c[i]);
+            a[i] = V::bit_xor(V::high(p), b[i]);
+            b[i] = p;
+            c[i] = V::bit_xor(V::high(q), d[i]);
+            d[i] = q;
+          }
         }
       }
       ZO_UNROLL
@@ -93,9 +122,11 @@ struct PhiloxTile {
         uint32_t* out = words + lane + (i / 2) * kLanes;
         W q0 = V::multiply(m0, a[i]), q1 = V::multiply(m0, a[i + 1]);
         W p0 = V::multiply(m1, c[i]), p1 = V::multiply(m1, c[i + 1]);
-        V::store(out, V::xor3(V::interleave_high(p0, p1), V::interleave_low(b[i], b[i + 1]), key_c0[9]));
+        W w0 = V::bit_xor(V::interleave_high(p0, p1), V::interleave_low(b[i], b[i + 1]));
+        W w2 = V::bit_xor(V::interleave_high(q0, q1), V::interleave_low(d[i], d[i + 1]));
+        V::store(out, V::bit_xor(w0, a_keys[9]));
         V::store(out + 256, V::interleave_low(p0, p1));
-        V::store(out + 512, V::xor3(V::interleave_high(q0, q1), V::interleave_low(d[i], d[i + 1]), key_c2[9]));
+        V::store(out + 512, V::kXor3 ? V::bit_xor(w2, c_keys[9]) : w2);
         V::store(out + 768, V::interleave_low(q0, q1));
       }
     }
@@ -104,7 +135,7 @@ struct PhiloxTile {
 
 template <bool kPaired>
 struct PhiloxTile<Scalar, kPaired> {
-  static void run(uint32_t* words, const Key& key, uint64_t block, uint32_t stream) {
+  static void run(uint32_t* words, const Key& key, uint64_t block, uint32_t stream, const char*, int) {
     const uint64_t seed = static_cast<uint64_t>(key.k1[0]) << 32 | key.k0[0];
     for (uint32_t lane = 0; lane < 256; ++lane) {
       Words call = philox(seed, block + lane, stream);
@@ -178,86 +209,114 @@ ZO_HD Rows rows_of(uint64_t tile, int pair) {
   return kGaussian ? Rows{2 * pair, 0} : Rows{part / 32, part % 32};
 }
 
-// The elements at x .. x + 255 and x + 256 .. x + 511; states and rounding words at the same place.
+// Round one group of each row of a pair and store it at out + at and out + at + 256. Both rows share the rounding words,
+// the first takes the low halves.
+template <class V, class T, bool kStochastic, int kHalves>
+ZO_HD void store_rows(T* out, int at, const typename V::F (&row0)[kHalves], const typename V::F (&row1)[kHalves],
+                      const uint32_t* rounding) {
+  using M = Memory<V, T>;
+  if constexpr (kStochastic) {
+    typename V::U random0[kHalves], random1[kHalves];
+    for (int h = 0; h < kHalves; ++h) {
+      const typename V::U word = V::load(rounding + at + h * V::kLanes);
+      random0[h] = V::bit_and(word, V::splat(0xFFFFu));
+      random1[h] = V::template shr<16>(word);
+    }
+    M::store(out + at, row0, random0);
+    M::store(out + at + 256, row1, random1);
+  } else {
+    M::store(out + at, row0);
+    M::store(out + at + 256, row1);
+  }
+}
+
+// out = x + coefficient z over a row pair: x .. x + 511, which may be out.
 template <class V, class T, bool kGaussian, bool kStochastic>
-ZO_HD void row_pair(const AddNoise& args, const T* x, T* out, const float* const* states, int64_t place, Rows rows,
-                    const uint32_t* words, const uint32_t* rounding) {
+ZO_HD void add_term(float coefficient, const T* x, T* out, Rows rows, const uint32_t* words,
+                    const uint32_t* rounding) {
   using F = typename V::F;
   using U = typename V::U;
   using M = Memory<V, T>;
-  constexpr int kHalves = M::kHalves, kLanes = V::kLanes, kPack = 4;  // vectors at once
-  constexpr int kGroups = kPack / kHalves;
+  constexpr int kHalves = M::kHalves, kLanes = V::kLanes;
+  constexpr int kPack = 4;  // vectors at once
   using P = Pack<V, kPack>;
+  const F factor = V::splat(coefficient);
   const U sign = V::splat(0x80000000u);
+  const U negative = V::bit_xor(V::bits(factor), sign);
+  words += rows.row * 256;
 
   for (int lane = 0; lane < 256; lane += kPack * kLanes) {
-    F acc0[kGroups][kHalves], acc1[kGroups][kHalves];
-    for (int g = 0; g < kGroups; ++g) {
-      if (x) {
-        M::load(x + lane + g * kHalves * kLanes, acc0[g]);
-        M::load(x + 256 + lane + g * kHalves * kLanes, acc1[g]);
-      } else {
-        for (int h = 0; h < kHalves; ++h) acc0[g][h] = acc1[g][h] = V::splat(-0.0f);
+    typename P::F z0, z1;
+    if constexpr (kGaussian) {
+      typename P::U radius, angle;
+      ZO_UNROLL
+      for (int i = 0; i < kPack; ++i) {
+        radius.v[i] = V::load(words + lane + i * kLanes);
+        angle.v[i] = V::load(words + lane + i * kLanes + 256);
       }
-      if (args.keep) {
-        const F keep = V::splat(*args.keep);
-        for (int h = 0; h < kHalves; ++h) {
-          acc0[g][h] = V::mul(acc0[g][h], keep);
-          acc1[g][h] = V::mul(acc1[g][h], keep);
+      box_muller<P>(radius, angle, z0, z1);
+    }
+    ZO_UNROLL
+    for (int group = 0; group < kPack; group += kHalves) {
+      const int at = lane + group * kLanes;
+      F row0[kHalves], row1[kHalves];
+      M::load(x + at, row0);
+      M::load(x + at + 256, row1);
+      ZO_UNROLL
+      for (int h = 0; h < kHalves; ++h) {
+        if constexpr (kGaussian) {
+          row0[h] = V::fma(factor, z0.v[group + h], row0[h]);
+          row1[h] = V::fma(factor, z1.v[group + h], row1[h]);
+        } else {  // the product with +1 or -1 is exact: the sign bit is all it takes
+          const U word = V::load(words + at + h * kLanes);
+          row0[h] = V::add(row0[h], V::floats(V::xor_and(negative, V::shl_by(word, 31 - rows.bit), sign)));
+          row1[h] = V::add(row1[h], V::floats(V::xor_and(negative, V::shl_by(word, 30 - rows.bit), sign)));
         }
+      }
+      store_rows<V, T, kStochastic>(out, at, row0, row1, rounding);
+    }
+  }
+}
+
+// A row pair with any number of terms and states. The sums wait in fp32 in the order of the words, so that a term is
+// added to them as to an fp32 tensor.
+template <class V, class T, bool kGaussian, bool kStochastic>
+ZO_HD void add_terms(const AddNoise& args, const T* x, T* out, const float* const* states, int64_t place, Rows rows,
+                     const uint32_t* words, const uint32_t* rounding) {
+  using F = typename V::F;
+  using M = Memory<V, T>;
+  constexpr int kHalves = M::kHalves, kLanes = V::kLanes;
+  alignas(64) float sums[512];
+  for (int at = 0; at < 512; at += kHalves * kLanes) {
+    F a[kHalves];
+    for (int h = 0; h < kHalves; ++h) a[h] = V::splat(-0.0f);
+    if (x) M::load(x + at, a);
+    for (int h = 0; h < kHalves; ++h) {
+      V::store(sums + at + h * kLanes, args.keep ? V::mul(a[h], V::splat(*args.keep)) : a[h]);
+    }
+  }
+  for (int64_t k = 0; k < args.term_count; ++k) {
+    add_term<V, float, kGaussian, false>(args.terms[k].coefficient, sums, sums, rows, words + k * kWordsPerTile,
+                                         nullptr);
+  }
+  for (int64_t j = 0; j < args.state_count; ++j) {
+    const F coefficient = V::splat(args.state_coefficients[j]);
+    for (int at = 0; at < 512; at += kHalves * kLanes) {
+      F state[kHalves];
+      load_halves(states[j] + place + at, state);
+      for (int h = 0; h < kHalves; ++h) {
+        float* sum = sums + at + h * kLanes;
+        V::store(sum, V::fma(coefficient, state[h], V::load(sum)));
       }
     }
-    for (int64_t k = 0; k < args.term_count; ++k) {
-      const F coefficient = V::splat(args.terms[k].coefficient);
-      const uint32_t* at = words + k * kWordsPerTile + rows.row * 256 + lane;
-      if constexpr (kGaussian) {
-        typename P::U radius, angle;
-        typename P::F z0, z1;
-        for (int i = 0; i < kPack; ++i) {
-          radius.v[i] = V::load(at + i * kLanes);
-          angle.v[i] = V::load(at + i * kLanes + 256);
-        }
-        box_muller<P>(radius, angle, z0, z1);
-        for (int i = 0; i < kPack; ++i) {
-          acc0[i / kHalves][i % kHalves] = V::fma(coefficient, z0.v[i], acc0[i / kHalves][i % kHalves]);
-          acc1[i / kHalves][i % kHalves] = V::fma(coefficient, z1.v[i], acc1[i / kHalves][i % kHalves]);
-        }
-      } else {  // a product with +1 or -1 is exact: the sign bit is enough
-        const U negative = V::bit_xor(V::bits(coefficient), sign);
-        for (int i = 0; i < kPack; ++i) {
-          U word = V::load(at + i * kLanes);
-          F &a0 = acc0[i / kHalves][i % kHalves], &a1 = acc1[i / kHalves][i % kHalves];
-          a0 = V::add(a0, V::floats(V::xor_and(negative, V::shl_by(word, 31 - rows.bit), sign)));
-          a1 = V::add(a1, V::floats(V::xor_and(negative, V::shl_by(word, 30 - rows.bit), sign)));
-        }
-      }
+  }
+  for (int at = 0; at < 256; at += kHalves * kLanes) {
+    F row0[kHalves], row1[kHalves];
+    for (int h = 0; h < kHalves; ++h) {
+      row0[h] = V::load(sums + at + h * kLanes);
+      row1[h] = V::load(sums + at + h * kLanes + 256);
     }
-    for (int g = 0; g < kGroups; ++g) {
-      const int at = lane + g * kHalves * kLanes;
-      for (int64_t j = 0; j < args.state_count; ++j) {
-        const F coefficient = V::splat(args.state_coefficients[j]);
-        F state0[kHalves], state1[kHalves];
-        load_halves(states[j] + place + at, state0);
-        load_halves(states[j] + place + at + 256, state1);
-        for (int h = 0; h < kHalves; ++h) {
-          acc0[g][h] = V::fma(coefficient, state0[h], acc0[g][h]);
-          acc1[g][h] = V::fma(coefficient, state1[h], acc1[g][h]);
-        }
-      }
-      if constexpr (kStochastic) {
-        U random0[kHalves], random1[kHalves];
-        for (int h = 0; h < kHalves; ++h) {
-          U word = V::load(rounding + at + h * kLanes);
-          random0[h] = V::bit_and(word, V::splat(0xFFFFu));
-          random1[h] = V::template shr<16>(word);
-        }
-        M::store(out + at, acc0[g], random0);
-        M::store(out + 256 + at, acc1[g], random1);
-      } else {
-        M::store(out + at, acc0[g]);
-        M::store(out + 256 + at, acc1[g]);
-      }
-    }
+    store_rows<V, T, kStochastic>(out, at, row0, row1, rounding);
   }
 }
 
@@ -267,24 +326,33 @@ void add_noise_span(const AddNoise& args, const Span& span, uint32_t* words) {
   alignas(64) uint32_t rounding[kWordsPerTile];
   const T* x = static_cast<const T*>(span.x);
   T* out = static_cast<T*>(span.out);
+  const bool one_term = x && !args.keep && args.term_count == 1 && args.state_count == 0;
   uint64_t in_buffer = ~uint64_t{0};  // the tile whose words the buffers hold
   for (int64_t u = 0; u < span.units; ++u) {
     const uint64_t unit = span.first_unit + static_cast<uint64_t>(u);
-    if constexpr (kStochastic) Philox::run(rounding, *args.rounding, unit * 256, table::STREAM_ROUNDING);
+    if constexpr (kStochastic) Philox::run(rounding, *args.rounding, unit * 256, table::STREAM_ROUNDING, nullptr, 0);
     for (int half = 0; half < 2; ++half) {
       const uint64_t tile = 2 * unit + half;
+      const int64_t tile_place = u * kUnit + half * kTile;
       const uint64_t noise_tile = kGaussian ? tile : tile / 32;
       if (noise_tile != in_buffer) {
+        const char* next = reinterpret_cast<const char*>((x ? x : out) + tile_place + kTile);
         for (int64_t k = 0; k < args.term_count; ++k) {
-          Philox::run(words + k * kWordsPerTile, args.terms[k].key, noise_tile * 256, args.stream);
+          const int stride = kGaussian && k == 0 ? kTile / 256 * static_cast<int>(sizeof(T)) : 0;
+          Philox::run(words + k * kWordsPerTile, args.terms[k].key, noise_tile * 256, args.stream, next, stride);
         }
         in_buffer = noise_tile;
       }
       for (int pair = 0; pair < 2; ++pair) {
-        const int64_t place = u * kUnit + half * kTile + pair * 512;
-        row_pair<V, T, kGaussian, kStochastic>(args, x ? x + place : nullptr, out + place, span.states, place,
-                                               rows_of<kGaussian>(tile, pair), words,
-                                               rounding + (2 * half + pair) * 256);
+        const int64_t place = tile_place + pair * 512;
+        const Rows rows = rows_of<kGaussian>(tile, pair);
+        const uint32_t* random = rounding + (2 * half + pair) * 256;
+        if (one_term) {
+          add_term<V, T, kGaussian, kStochastic>(args.terms->coefficient, x + place, out + place, rows, words, random);
+        } else {
+          add_terms<V, T, kGaussian, kStochastic>(args, x ? x + place : nullptr, out + place, span.states, place, rows,
+                                                  words, random);
+        }
       }
     }
   }
@@ -355,32 +423,35 @@ Stats stats_tile(const float* x, int64_t count) {
     sums[i] = sum;
     squares[i] = square;
   }
-  // Sixteen running extremes, as one is a chain of dependent steps. The comparisons skip NaN, which the sum keeps.
-  constexpr int kStrands = 16;
-  alignas(64) float low[kStrands], high[kStrands];
-  for (int i = 0; i < kStrands; ++i) low[i] = high[i] = x[0];
-  bool nan = false;
-  int64_t i = 0;
-  for (; i + kStrands <= count; i += kStrands) {
-    for (int j = 0; j < kStrands; ++j) {
-      const float value = x[i + j];
-      low[j] = value < low[j] ? value : low[j];
-      high[j] = value > high[j] ? value : high[j];
-      nan |= value != value;
+  Stats stats{tree_sum(sums), tree_sum(squares), 0, 0};
+  float low = x[0], high = x[0];
+  if (count == kTile) {
+    alignas(64) float lows[256], highs[256];
+    for (int i = 0; i < 256; ++i) lows[i] = highs[i] = x[i];
+    for (int row = 256; row < kTile; row += 256) {
+      for (int i = 0; i < 256; ++i) {
+        lows[i] = x[i + row] < lows[i] ? x[i + row] : lows[i];
+        highs[i] = x[i + row] > highs[i] ? x[i + row] : highs[i];
+      }
+    }
+    for (int width = 128; width; width /= 2) {
+      for (int i = 0; i < width; ++i) {
+        lows[i] = lows[i + width] < lows[i] ? lows[i + width] : lows[i];
+        highs[i] = highs[i + width] > highs[i] ? highs[i + width] : highs[i];
+      }
+    }
+    low = lows[0];
+    high = highs[0];
+  } else {
+    for (int64_t i = 1; i < count; ++i) {
+      low = x[i] < low ? x[i] : low;
+      high = x[i] > high ? x[i] : high;
     }
   }
-  for (; i < count; ++i) {
-    low[0] = x[i] < low[0] ? x[i] : low[0];
-    high[0] = x[i] > high[0] ? x[i] : high[0];
-    nan |= x[i] != x[i];
-  }
-  for (int j = 1; j < kStrands; ++j) {
-    low[0] = low[j] < low[0] ? low[j] : low[0];
-    high[0] = high[j] > high[0] ? high[j] : high[0];
-  }
-  // Adding 0 makes -0 and 0, which compare equal, one result.
-  Stats stats{tree_sum(sums), tree_sum(squares), low[0] + 0.0f, high[0] + 0.0f};
-  if (nan) stats.low = stats.high = static_cast<double>(bits_float(0x7FC00000));
+  // Comparisons skip a NaN, but the sum of squares is NaN exactly if any value is. Adding 0 gives both zeros one sign.
+  const bool nan = stats.square != stats.square;
+  stats.low = nan ? stats.square : low + 0.0;
+  stats.high = nan ? stats.square : high + 0.0;
   return stats;
 }
 
