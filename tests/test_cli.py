@@ -191,7 +191,7 @@ def test_a_non_finite_loss_stops_the_run(path):
     assert "zoengine: loss nan in step 0" in result.stderr
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(path, monkeypatch):
+def test_ctrl_c_saves_and_says_how_to_go_on(path, tmp_path, monkeypatch):
     from zoengine.trainer import ZOTrainer
     from zoengine.trainer import run as runs
 
@@ -208,9 +208,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(path, monkeypatch):
         patch.setattr(runs, "ZOTrainer", Trainer)
         result = call("train", path, "run.steps=6")
     assert result.exit_code == 130
-    again = f"zoengine train {path} run.steps=6 --resume"
+    again = f"zoengine train {tmp_path / 'run'} --resume"
     assert f"stopped after step 4, saved; go on with: {again}" in result.stderr
-    assert call(*again.split()[1:]).exit_code == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert call("train", tmp_path / "moved", "--resume").exit_code == 0
+    assert json.loads((tmp_path / "moved" / "result.json").read_text())["step"] == 6
 
 
 def test_methods():

@@ -5,6 +5,7 @@ Only the fields of the method are declared elsewhere: they are its own ``Fields`
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,12 +109,14 @@ class Config(_Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a YAML file, with overrides such as ``run.steps=200``.
+    """The configuration in a YAML file, or of the run in a folder, with overrides such as ``run.steps=200``.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is not as declared here.
     """
-    path = Path(path)
+    path, folder = Path(path), None
+    if (path / "config.yaml").is_file():
+        path, folder = path / "config.yaml", path
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -123,6 +126,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(Config.model_fields)}")
+    if folder is not None:
+        overrides = [f"run.output_dir={json.dumps(str(folder))}", *overrides]  # it may have been moved
     return check(_overridden(values, overrides))
 
 

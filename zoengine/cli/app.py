@@ -46,7 +46,7 @@ def _options(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file, see configs/")],
+    config: Annotated[Path, typer.Argument(help="YAML file, see configs/; to resume, the run's folder will do")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")] = False,
     overwrite: Annotated[
@@ -68,7 +68,7 @@ def train(
         command = shlex.join(["zoengine", *sys.argv[1:]])
         outcome = run(checked, resume=resume, overwrite=overwrite, command=command)
     if outcome.signal is not None:
-        again = shlex.join(["zoengine", "train", str(config), *(overrides or []), "--resume"])
+        again = shlex.join(["zoengine", "train", str(outcome.folder), "--resume"])
         typer.echo(f"zoengine: stopped after step {outcome.step}, saved; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED if outcome.signal == 2 else 128 + outcome.signal)
     before, after = outcome.before["accuracy"], outcome.after["accuracy"]

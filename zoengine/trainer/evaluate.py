@@ -25,7 +25,7 @@ def evaluate(target: str, overrides: Sequence[str], split: str) -> dict[str, Any
     """
     path = Path(target)
     if (path / "config.yaml").is_file():
-        settings, weights = config.load(path / "config.yaml", overrides), _weights(path)
+        settings, weights = config.load(path, overrides), _weights(path)
     elif path.suffix in (".yaml", ".yml"):
         settings, weights = config.load(path, overrides), None
     else:

@@ -285,7 +285,7 @@ def _same_run(config: Config, folder: Path) -> None:
     if changed:
         raise RunError(
             f"the run in {folder} was started with other values of {', '.join(changed)}; "
-            f"resume it with those, or choose another output folder"
+            f"resume it as it was with: zoengine train {folder} --resume"
         )
     steps = (earlier["run.steps"], now["run.steps"])
     if len(set(steps)) > 1 and not now["run.lr_scheduler"].startswith("constant"):
