@@ -258,3 +258,15 @@ def test_subset_trains_what_the_pattern_names(folder, tmp_path):
 def test_a_subset_of_nothing_is_refused(folder, pattern, message):
     with pytest.raises(ModelError, match=message):
         load(folder, tuning="subset", parameters=pattern)
+
+
+def test_a_failed_save_leaves_the_earlier_model(folder, tmp_path, monkeypatch):
+    model, tokenizer = load(folder, dtype="float32")
+    out = save(model, tokenizer, tmp_path / "run")
+    before = (out / "model.safetensors").read_bytes()
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    with pytest.raises(OSError, match="disk full"):
+        save(model, tokenizer, out)
+    assert (out / "model.safetensors").read_bytes() == before

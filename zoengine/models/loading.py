@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,16 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     """Write the model for plain `from_pretrained`, or only its adapter in PEFT's format, and the tokenizer beside it.
 
     A fully tuned model loads again with AutoModelForCausalLM.from_pretrained(folder); a LoRA one with
-    PeftModel.from_pretrained(base_model, folder). Returns the folder, made if need be.
+    PeftModel.from_pretrained(base_model, folder). Written beside it first and then renamed, so whatever bears the name
+    is whole; a model that is already there is replaced. Returns the folder.
     """
     folder = Path(folder)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    incomplete = folder.with_name(folder.name + ".incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    model.save_pretrained(incomplete)
+    tokenizer.save_pretrained(incomplete)
+    shutil.rmtree(folder, ignore_errors=True)
+    incomplete.rename(folder)
     return folder
 
 
