@@ -70,14 +70,12 @@ def test_every_case_has_its_own_name_and_is_measured():
 def test_cases_do_what_their_names_say():
     work = cases.Workspace("bf16", 5000, CPU)
     before = work.x.clone()
-    cases.ours(cases.Case("add_noise", "bf16", 2, "rademacher", out=True), work)()
-    wanted = ops.add_noise_(before.clone(), [1, 2], [1e-3, -1e-3], noise="rademacher")
+    cases.ours(cases.Case("add_noise", "bf16", 2, "rademacher", "stochastic", out=True), work)()
+    wanted = ops.add_noise_(before.clone(), [1, 2], [1e-3, -1e-3], noise="rademacher", rounding="stochastic", sr_seed=1)
     assert torch.equal(work.y, wanted) and torch.equal(work.x, before)
-    cases.ours(cases.Case("add_noise", "bf16", 1, rounding="stochastic", states=2, decay=True), work)()
-    wanted = ops.add_noise_(
-        before.clone(), 1, 1e-3, states=work.states, state_coeffs=[1e-3, -1e-3], decay=1e-6,
-        rounding="stochastic", sr_seed=1,
-    )  # fmt: skip
+    work = cases.Workspace("fp32", 5000, CPU)
+    wanted = ops.add_noise_(work.x.clone(), 1, 1e-3, states=work.states, state_coeffs=[1e-3, -1e-3], decay=1e-6)
+    cases.ours(cases.Case("add_noise", "fp32", 1, states=2, decay=True), work)()
     assert torch.equal(work.x, wanted)
 
 
