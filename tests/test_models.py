@@ -270,3 +270,10 @@ def test_a_failed_save_leaves_the_earlier_model(folder, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save(model, tokenizer, out)
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_saving_over_something_else_is_refused(folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ModelError, match="not a saved model"):
+        save(*load(folder, dtype="float32"), tmp_path)
+    assert (tmp_path / "thesis.txt").exists()

@@ -82,9 +82,13 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
 
     A fully tuned model loads again with AutoModelForCausalLM.from_pretrained(folder); a LoRA one with
     PeftModel.from_pretrained(base_model, folder). Written beside it first and then renamed, so whatever bears the name
-    is whole; a model that is already there is replaced. Returns the folder.
+    is whole; a model that is already there is replaced. Returns the folder. Raises ModelError if the folder holds
+    something else.
     """
     folder = Path(folder)
+    saved = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if folder.exists() and not saved and (folder.is_file() or any(folder.iterdir())):
+        raise ModelError(f"{folder} exists and is not a saved model; choose another folder")
     incomplete = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)
     model.save_pretrained(incomplete)
