@@ -7,7 +7,6 @@ working compiler the package is installed all the same and runs on Triton and pl
 
 from __future__ import annotations
 
-import os
 import runpy
 import shutil
 import sys
@@ -97,8 +96,6 @@ def build_command(cuda: bool):
 
 
 def build_options() -> dict:
-    if os.environ.get("ZOENGINE_BUILD") == "python":
-        return {}
     try:
         import torch
         from torch.utils import cpp_extension
