@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc kernels -type f ! -name '*.pyc') setup.py pyproject.toml zoengine/noise/table.py
 
+# Threads that wait by spinning make a machine with other work to do ten times slower.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
