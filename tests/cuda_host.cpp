@@ -8,10 +8,18 @@ namespace {
 using namespace zo::cuda;
 namespace table = zo::table;
 
+bool misaligned = false;  // a vector access at an address that a GPU would refuse
+
 template <class C>
 void elementwise(const AddNoise& args) {
   for_ranges<C>(args, [](const AddNoise& p, const Range<C>& range) {
     const Shared<C> shared(p, range);
+    if (range.whole_first < range.whole_end) {
+      const uint64_t first = range.whole_first * static_cast<uint64_t>(C::kUnit) - static_cast<uint64_t>(range.skew);
+      const uint64_t bytes = first * sizeof(typename C::Type::Bits);
+      misaligned |= (reinterpret_cast<uint64_t>(p.x) + bytes) % 16 || (reinterpret_cast<uint64_t>(p.out) + bytes) % 16;
+      for (int s = 0; s < p.state_count; ++s) misaligned |= reinterpret_cast<uint64_t>(p.states[s] + first) % 16 != 0;
+    }
     for (uint32_t unit = range.whole_first; unit < range.whole_end; ++unit) {
       for (int thread = 0; thread < C::kThreads; ++thread) whole_unit<C>(p, range, shared, unit, thread);
     }
@@ -92,10 +100,12 @@ void by_factor(const Segments& args, const Factor* factor, double* out) {
 
 }  // namespace
 
-extern "C" void zo_elementwise(const AddNoise* args, int type, int noise, int fill) {
-  if (type == 0) return by_noise<Float32>(*args, noise, fill != 0);
-  if (type == 1) return by_noise<BFloat16>(*args, noise, fill != 0);
-  by_noise<Float16>(*args, noise, fill != 0);
+extern "C" int zo_elementwise(const AddNoise* args, int type, int noise, int fill) {
+  misaligned = false;
+  if (type == 0) by_noise<Float32>(*args, noise, fill != 0);
+  if (type == 1) by_noise<BFloat16>(*args, noise, fill != 0);
+  if (type == 2) by_noise<Float16>(*args, noise, fill != 0);
+  return misaligned;
 }
 
 extern "C" void zo_segments(const Segments* args, int type, const Factor* factor, double* out) {
