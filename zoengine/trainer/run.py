@@ -154,21 +154,21 @@ class _Run:
         self.trainer.add_callback(self.stop)
 
     def __call__(self, began: float) -> Outcome:
-        with self.stop.listening():
-            if self.start is None:
-                self._measure(0, 0)
-            if self.start is not None and _step(self.start) >= self.config.run.steps:
-                self.trainer._load_from_checkpoint(str(self.start))  # stopped after the last step, before its end
-                step = _step(self.start)
-            else:
+        if self.start is None:
+            self._measure(0, 0)
+        if self.start is not None and _step(self.start) >= self.config.run.steps:
+            self.trainer._load_from_checkpoint(str(self.start))  # stopped after the last step, before its end
+            step = _step(self.start)
+        else:
+            with self.stop.listening():
                 step = self.trainer.train(resume_from_checkpoint=self.start).global_step
         passes = max((row["forward_passes"] for row in self.metrics.rows if row["kind"] == "step"), default=0)
         before = self._scores(first=True)
         if self.stop.signal is not None and step < self.config.run.steps:
             seconds = time.monotonic() - began
             return Outcome(self.folder, step, passes, seconds, self.split, before, None, self.stop.signal)
-        self._measure(step, passes)
         models.save(self.model, self.tokenizer, self.folder / "model")
+        self._measure(step, passes)
         outcome = Outcome(
             self.folder, step, passes, time.monotonic() - began, self.split, before, self._scores(first=False)
         )
