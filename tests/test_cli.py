@@ -14,6 +14,7 @@ pytest.importorskip("typer")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+from safetensors import SafetensorError  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import zoengine  # noqa: E402
@@ -213,6 +214,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(path, tmp_path, monkeypatch):
     (tmp_path / "run").rename(tmp_path / "moved")
     assert call("train", tmp_path / "moved", "--resume").exit_code == 0
     assert json.loads((tmp_path / "moved" / "result.json").read_text())["step"] == 6
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_stops_the_run(path, monkeypatch, error):
+    from zoengine.trainer import checkpoint
+
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    result = call("train", path, "run.save_every=2", "method.name=mezo-momentum")
+    assert result.exit_code == errors.STOPPED
+    assert "No space left on device" in result.stderr.splitlines()[-1]
+    assert not [p for p in (path.parent / "run").iterdir() if p.name.startswith(("checkpoint", "_incomplete"))]
 
 
 def test_methods():

@@ -45,7 +45,7 @@ def reported(debug: bool) -> Iterator[None]:
         _end(error, INTERRUPTED, debug, "interrupted; nothing was saved since the last checkpoint")
     except _bad_input() as error:
         _end(error, BAD_INPUT, debug)
-    except OSError as error:  # a full disk, a file that vanished
+    except _storage() as error:  # a full disk, a file that vanished
         _end(error, STOPPED, debug)
 
 
@@ -59,6 +59,14 @@ def _bad_input() -> tuple[type[Exception], ...]:
 
         known += [CheckpointError, ModelError, RunError, TaskError, TrainerError]
     return tuple(known)
+
+
+def _storage() -> tuple[type[Exception], ...]:
+    if "safetensors" not in sys.modules:
+        return (OSError,)
+    from safetensors import SafetensorError
+
+    return (OSError, SafetensorError)
 
 
 def _end(error: BaseException, code: int, debug: bool, text: str | None = None) -> None:
