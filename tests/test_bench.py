@@ -243,16 +243,16 @@ def test_read_names_the_bad_file(tmp_path):
 
 def test_step_rows_compare_with_the_forwards_and_the_loop():
     samples = {
-        "forwards": timing.Samples((1.0, 2.0, 1.0)),
-        "today": timing.Samples((4.0, 9.0, 5.0)),
-        "mezo/shadow": timing.Samples((1.2, 3.0, 1.25)),
+        "forwards": timing.Samples((1.0, 2.0, 4.0)),
+        "today": timing.Samples((4.0, 9.0, 15.0)),
+        "mezo/shadow": timing.Samples((1.5, 2.2, 5.0)),
     }
     options = {"model": "tiny", "dtype": "fp32", "batch": 1, "tokens": 2}
     forwards, today, ours = (row["measures"] for row in step._rows(samples, ENVIRONMENT, options, 10))
     assert forwards["overhead_percent"] == 0 and forwards["times_faster"] is None and today["times_faster"] is None
-    assert ours["seconds"] == 1.25 and ours["forwards_seconds"] == 1.0
-    assert ours["overhead_percent"] == 25  # ratios 1.2, 1.5, 1.25
-    assert ours["times_faster"] == pytest.approx(4 / 1.2, rel=1e-5)  # ratios 3.33, 3, 4
+    assert ours["seconds"] == 2.2 and ours["forwards_seconds"] == 2.0
+    assert ours["overhead_percent"] == 25  # ratios 1.5, 1.1, 1.25
+    assert ours["times_faster"] == 3  # ratios 2.67, 4.09, 3
 
 
 def test_a_step_of_a_tiny_model_is_measured():
