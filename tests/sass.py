@@ -106,8 +106,7 @@ def read(cubin: str | Path) -> dict[str, Kernel]:
         subprocess.CalledProcessError: the file is not a cubin that they can read.
     """
     usage = {
-        name: tuple(map(int, numbers))
-        for name, *numbers in _USAGE.findall(_run("cuobjdump", "-res-usage", cubin))
+        name: tuple(map(int, numbers)) for name, *numbers in _USAGE.findall(_run("cuobjdump", "-res-usage", cubin))
     }
     functions: dict[str, list[str]] = {}
     lines: list[str] = []

@@ -6,7 +6,7 @@ With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the sa
 try:
     import triton  # noqa: F401
 except ImportError as error:
-    raise ImportError(f"Triton cannot be imported ({error}); pip install triton, it comes with torch for GPUs") from error
+    raise ImportError(f"Triton cannot be imported ({error}); pip install triton") from error
 
 from zoengine.kernels.add_noise import add_noise_, add_noise_out
 from zoengine.kernels.noise_fill import noise_fill_

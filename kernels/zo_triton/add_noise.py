@@ -5,27 +5,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
-from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, fma, normals, rounding_words, signs
+from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, fma, normals, rounding_words, signs, word
 from zoengine.kernels.rounding import round_nearest, round_stochastic, widen
-
-from zoengine.noise import table
 
 
 @triton.jit
 def _add_term(
-    acc, seed, coeff, group, stream, zero, NOISE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr
-):
+    acc, seed, coeff, group, stream, zero,
+    NOISE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
     """``fma(coeff, z(seed), acc)`` for each of the ``ROWS`` tensors in ``acc``."""
     result = ()
     if NOISE == GAUSSIAN:
         z = normals(seed, group, stream, zero, TILES, ROWS, PTX)
         for row in tl.static_range(ROWS):
-            result = result + (fma(coeff.broadcast_to(zero.shape), z[row], acc[row]),)
+            result += (fma(coeff.broadcast_to(zero.shape), z[row], acc[row]),)
     else:
         bits = signs(seed, group, stream, zero, TILES, ROWS, PTX)
         for row in tl.static_range(ROWS):  # coeff times a sign is exact, so this is the fma
             term = (coeff.to(tl.uint32, bitcast=True) ^ bits[row]).to(tl.float32, bitcast=True)
-            result = result + (acc[row] + term,)
+            result += (acc[row] + term,)
     return result
 
 
@@ -36,7 +35,7 @@ def _add_state(acc, coeff, ptr, index, low, high, EDGE: tl.constexpr, ROWS: tl.c
     for row in tl.static_range(ROWS):
         at = index + row * LANES
         values = tl.load(ptr + at, mask=(at >= low) & (at < high) if EDGE else None)
-        result = result + (fma(coeff.broadcast_to(values.shape), values, acc[row]),)
+        result += (fma(coeff.broadcast_to(values.shape), values, acc[row]),)
     return result
 
 
@@ -63,7 +62,7 @@ def add_noise_kernel(
     ROWS: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """One group a program. ``COUNT`` is the number of seeds, or -1: then it is ``count``.
+    """One group a program. ``COUNT`` is the number of seeds if that is 0 or 1; -1 takes ``count`` of them, in a loop.
 
     EDGE false: groups ``first, first + 1, ...``; x_ptr stands at the first of them. EDGE true: groups ``first``,
     ``first + step``, of which only indices ``offset .. offset + n`` exist; x_ptr stands at index ``offset``.
@@ -87,25 +86,24 @@ def add_noise_kernel(
     acc = ()
     for row in tl.static_range(ROWS):
         at = index + row * LANES
-        acc = acc + (widen(tl.load(x_ptr + begin + at, mask=(at >= low) & (at < high) if EDGE else None), PTX),)
+        acc += (widen(tl.load(x_ptr + begin + at, mask=(at >= low) & (at < high) if EDGE else None), PTX),)
     zero = anchor(acc[0], PTX)
     if keep_ptr is not None:
         keep = tl.load(keep_ptr)
         kept = ()
         for row in tl.static_range(ROWS):
-            kept = kept + (acc[row] * keep,)
+            kept += (acc[row] * keep,)
         acc = kept
 
-    if COUNT >= 0:
-        for k in tl.static_range(COUNT):
-            seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
-            acc = _add_term(acc, seed, coeff, group, stream, zero, NOISE, TILES, ROWS, PTX)
-        coeffs_ptr += COUNT
-    else:
+    if COUNT == -1:
         for k in range(count):
             seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
             acc = _add_term(acc, seed, coeff, group, stream, zero, NOISE, TILES, ROWS, PTX)
         coeffs_ptr += count
+    elif COUNT == 1:
+        seed, coeff = tl.load(seeds_ptr), tl.load(coeffs_ptr)
+        acc = _add_term(acc, seed, coeff, group, stream, zero, NOISE, TILES, ROWS, PTX)
+        coeffs_ptr += 1
     if state0_ptr is not None:
         acc = _add_state(acc, tl.load(coeffs_ptr), state0_ptr + begin, index, low, high, EDGE, ROWS)
     if state1_ptr is not None:
@@ -116,14 +114,11 @@ def add_noise_kernel(
         random = rounding_words(tl.load(sr_seed_ptr), group, zero, TILES, ROWS, PTX)
     for row in tl.static_range(ROWS):
         if sr_seed_ptr is not None:
-            value = round_stochastic(acc[row], (random[row // 2] >> (row % 2 * 16)) & 0xFFFF, dtype)
+            value = round_stochastic(acc[row], (random[row // 2] >> (row % 2 * 16)) & word(0xFFFF), dtype, PTX)
         else:
             value = round_nearest(acc[row], dtype)
         at = index + row * LANES
         tl.store(target + at, value, mask=(at >= low) & (at < high) if EDGE else None)
-
-
-UNROLLED = 2  # seeds up to this many are unrolled; more run in a loop, so that K is no reason to compile
 
 
 def add_noise_(
@@ -162,8 +157,8 @@ def add_noise_out(
 def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noise) -> None:
     if x.dtype == torch.float32:
         sr_seed = None
-    config = launch.noise_config(noise, stochastic=sr_seed is not None)
-    count = seeds.numel()
+    config = launch.noise_config(noise, None if sr_seed is None else x.dtype)
+    count, ptx = seeds.numel(), launch.uses_ptx(x)
     data = (x, out, *states, *(None,) * (2 - len(states)))
     for part in launch.parts(offset, x.numel(), config.span):
         x_part, out_part, state0, state1 = (t if t is None else t[part.start :] for t in data)
@@ -183,12 +178,11 @@ def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noi
                 part.step,
                 stream,
                 count,
-                COUNT=count if count <= UNROLLED else -1,
+                COUNT=count if count <= 1 else -1,
                 NOISE=noise,
                 EDGE=part.edge,
                 TILES=config.tiles,
                 ROWS=config.rows,
-                PTX=launch.uses_ptx(x),
-                num_warps=config.warps,
-                enable_fp_fusion=False,
+                PTX=ptx,
+                **launch.compile_options(ptx, config.registers),
             )

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from zoengine.noise import table
 
+WARPS = 4  # of a program
+
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Shape of a group (see ``noise.py``) and warps of a program. Chosen by reading SASS, never by running."""
+    """Shape of a group (see ``noise.py``). Chosen by reading SASS, never by running."""
 
     tiles: int
     rows: int
-    warps: int = 4
+    registers: int | None = None
 
     @property
     def span(self) -> int:
@@ -37,9 +39,10 @@ class Part:
     edge: bool
 
 
-def noise_config(noise: int, *, stochastic: bool = False) -> NoiseConfig:
-    """32 elements a thread; 64 where one Philox call serves eight rows (signs, rounding bits)."""
-    return NoiseConfig(tiles=4, rows=4 if noise == table.GAUSSIAN and not stochastic else 8)
+def noise_config(noise: int, rounding_to: torch.dtype | None = None) -> NoiseConfig:
+    """32 elements a thread; 64 where one Philox call serves eight rows: signs, stochastic ``rounding_to`` a dtype."""
+    rows = 4 if noise == table.GAUSSIAN and rounding_to is None else 8
+    return NoiseConfig(tiles=4, rows=rows, registers=128 if rounding_to == torch.bfloat16 else None)
 
 
 def parts(offset: int, n: int, span: int) -> list[Part]:
@@ -61,6 +64,14 @@ def parts(offset: int, n: int, span: int) -> list[Part]:
 def uses_ptx(x: Tensor) -> bool:
     """Whether kernels on ``x`` may use NVIDIA inline assembly."""
     return x.is_cuda and torch.version.hip is None and not triton.knobs.runtime.interpret
+
+
+def compile_options(ptx: bool, registers: int | None = None) -> dict[str, object]:
+    """Options of every kernel: no contraction of a product and a sum, on which the bits depend.
+
+    ``registers`` caps the registers a thread on NVIDIA GPUs, where SASS shows that it costs next to nothing.
+    """
+    return {"num_warps": WARPS, "enable_fp_fusion": False} | ({"maxnreg": registers} if ptx and registers else {})
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:

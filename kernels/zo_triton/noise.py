@@ -91,6 +91,12 @@ def fma(a, b, c):
 
 
 @triton.jit
+def negated(x):
+    """``-x``, which some versions of Triton compute as ``0 - x``: an instruction more, and +0 for x = +0."""
+    return x * constant(-1.0, x)
+
+
+@triton.jit
 def polynomial(x, coefficients: tl.constexpr, DEGREE: tl.constexpr):
     """Horner's rule with one :func:`fma` a step; ``coefficients`` in rising powers."""
     value = constant(coefficients[DEGREE], x)
@@ -146,7 +152,7 @@ def square_root(x, PTX: tl.constexpr):
             "rsqrt.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
         )
         root = x * y
-        return fma(fma(-root, root, x), y * constant(0.5, x), root)
+        return fma(fma(negated(root), root, x), y * constant(0.5, x), root)
     else:
         return tl.sqrt_rn(x)
 
@@ -175,7 +181,7 @@ def box_muller(w_radius, w_angle, PTX: tl.constexpr):
     quadrant = w_angle + word(_QUADRANT_SHIFT)  # in its top two bits
     radius = (radius.to(tl.uint32, bitcast=True) ^ (quadrant & word(0x80000000))).to(tl.float32, bitcast=True)
     swap = (quadrant & word(0x40000000)) != 0
-    return radius * tl.where(swap, -sine, cosine), radius * tl.where(swap, cosine, sine)
+    return radius * tl.where(swap, negated(sine), cosine), radius * tl.where(swap, cosine, sine)
 
 
 @triton.jit
@@ -198,7 +204,7 @@ def normals(seed, group, stream, zero, TILES: tl.constexpr, ROWS: tl.constexpr, 
         w0, w1, w2, w3 = philox(seed, low + word(call * LANES), high, stream, PTX)
         z0, z1 = box_muller(w0, w1, PTX)
         z2, z3 = box_muller(w2, w3, PTX)
-        z = z + (z0, z1, z2, z3)
+        z += (z0, z1, z2, z3)
     return z
 
 
@@ -211,10 +217,10 @@ def signs(seed, group, stream, zero, TILES: tl.constexpr, ROWS: tl.constexpr, PT
     tl.static_assert(TILES * ROWS == 32)
     low, high = counters(zero, (group >> 2) * LANES, TILES, 0)
     w0, w1, w2, w3 = philox(seed, low, high, stream, PTX)
-    w = ~(choose(group & 3, w0, w1, w2, w3) >> (tl.arange(0, TILES)[:, None] * ROWS).to(tl.uint32))
+    w = (choose(group & 3, w0, w1, w2, w3) ^ word(0xFFFFFFFF)) >> (tl.arange(0, TILES)[:, None] * ROWS).to(tl.uint32)
     bits = ()
     for row in tl.static_range(ROWS):
-        bits = bits + ((w << (31 - row)) & word(0x80000000),)
+        bits += ((w << (31 - row)) & word(0x80000000),)
     return bits
 
 
@@ -229,7 +235,7 @@ def rounding_words(seed, group, zero, TILES: tl.constexpr, ROWS: tl.constexpr, P
 @triton.jit
 def sign_of(bit):
     """fp32 +1 where bit 0 of the uint32 is set, -1 elsewhere."""
-    return ((((~bit) & word(1)) << 31) | word(0x3F800000)).to(tl.float32, bitcast=True)
+    return ((((bit & word(1)) ^ word(1)) << 31) | word(0x3F800000)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

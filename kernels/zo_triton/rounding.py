@@ -30,21 +30,26 @@ def round_nearest(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def round_stochastic(x, random, dtype: tl.constexpr):
+def round_stochastic(x, random, dtype: tl.constexpr, PTX: tl.constexpr):
     """fp32 ``x`` rounded to bf16 or fp16 with the 16 bits ``random`` (uint32) added below the last bit kept.
 
     Infinities and NaN stay. fp16 takes the upper 13 random bits; below 2^-14, where its spacing is 2^-24, they are
     added to the integer trunc(|x| 2^37).
     """
     bits = x.to(tl.uint32, bitcast=True)
-    magnitude = bits & word(0x7FFFFFFF)
     if dtype == tl.bfloat16:
-        half = (bits + tl.where(magnitude < word(0x7F800000), random, word(0))) >> 16
-        nan = word(0x7FC0)
+        # A NaN here is a widened bf16 or the quiet result of arithmetic: its upper half alone is a NaN.
+        bits += tl.where(tl.abs(x) < float("inf"), random, word(0))
+        if PTX:
+            return tl.inline_asm_elementwise(
+                "prmt.b32 $0, $1, $2, 0x7632;", "=r,r,r", [bits], dtype=tl.bfloat16, is_pure=True, pack=2
+            )
+        else:
+            return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        fixed = (tl.minimum(tl.abs(x), 2.0**-14) * (2.0**37)).to(tl.int32).to(tl.uint32, bitcast=True)
-        kept = tl.where(magnitude < word(0x38800000), fixed, magnitude - word(0x38000000))  # exponent bias 127 to 15
+        small = tl.abs(x) < 2.0**-14
+        fixed = (tl.where(small, tl.abs(x), 0.0) * (2.0**37)).to(tl.int32).to(tl.uint32, bitcast=True)
+        kept = tl.where(small, fixed, (bits & word(0x7FFFFFFF)) - word(0x38000000))  # exponent bias 127 to 15
         half = tl.minimum((kept + (random >> 3)) >> 13, word(0x7C00)) | ((bits >> 16) & word(0x8000))
-        nan = word(0x7E00)
-    half = tl.where(magnitude > word(0x7F800000), nan, half)
-    return half.to(tl.uint16).to(dtype, bitcast=True)
+        half = tl.where(x != x, word(0x7E00), half)
+        return half.to(tl.uint16).to(tl.float16, bitcast=True)

@@ -73,7 +73,7 @@ def _load_rows(ptr, begin, left, WHOLE: tl.constexpr, TILES: tl.constexpr):
     rows = ()
     for row in tl.static_range(ROWS):
         at = index + row * LANES
-        rows = rows + (tl.load(base + at) if WHOLE else tl.load(base + at, mask=at < left, other=0.0),)
+        rows += (tl.load(base + at) if WHOLE else tl.load(base + at, mask=at < left, other=0.0),)
     return rows
 
 
@@ -119,10 +119,14 @@ def _tiles(
         products = tl.fma(a, y[row].to(tl.float64), products)  # the product is exact: rounds as one addition does
         if KIND == STATS:
             total = total + a
-            value = x[row].to(tl.float32)
-            there = WHOLE or index + row * LANES < left
-            low = _smaller(low, tl.where(there, value, float("inf")))
-            high = _larger(high, tl.where(there, value, float("-inf")))
+            least = x[row].to(tl.float32)
+            most = least
+            if not WHOLE:
+                there = index + row * LANES < left
+                least = tl.where(there, least, float("inf"))
+                most = tl.where(there, most, float("-inf"))
+            low = _smaller(low, least)
+            high = _larger(high, most)
     if KIND == STATS:
         return (
             _halving_tree(total, TILES),
@@ -198,7 +202,7 @@ def _add_stored(ptr, tiles, OUTPUT: tl.constexpr):
         values = ()
         for i in tl.static_range(_AHEAD):
             at = tile + i * LANES + lane
-            values = values + (tl.load(ptr + at, mask=at < tiles, other=_neutral(OUTPUT)),)
+            values += (tl.load(ptr + at, mask=at < tiles, other=_neutral(OUTPUT)),)
         for i in tl.static_range(_AHEAD):
             lanes = _combine(lanes, values[i], OUTPUT)
     return lanes
@@ -212,7 +216,7 @@ def _add_block(lanes, results, block, COUNT: tl.constexpr, TILES: tl.constexpr):
     sums = ()
     for i in tl.static_range(COUNT):
         values = tl.reshape(tl.broadcast_to(results[i][None, :], (LANES // TILES, TILES)), (LANES,))
-        sums = sums + (tl.where(here, _combine(lanes[i], values, i), lanes[i]),)
+        sums += (tl.where(here, _combine(lanes[i], values, i), lanes[i]),)
     return sums
 
 
@@ -242,7 +246,7 @@ def segment_totals_kernel(
     COUNT: tl.constexpr = 4 if KIND == STATS else 1
     lanes = ()
     for i in tl.static_range(COUNT):
-        lanes = lanes + (_add_stored(partials_ptr + (i * capacity + before) * TILES, stored * TILES, i),)
+        lanes += (_add_stored(partials_ptr + (i * capacity + before) * TILES, stored * TILES, i),)
     for block in range(stored, blocks):
         start, length = tl.load(starts_ptr + segment), tl.load(lengths_ptr + segment)
         results = _block(
@@ -258,8 +262,7 @@ def segment_totals_kernel(
         tl.store(result_ptr + segment * COUNT + i, result)
 
 
-_BLOCK_TILES = 4
-_WARPS = 4
+BLOCK_TILES = 4  # in the block of one program
 
 
 def segment_stats(x: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
@@ -290,14 +293,13 @@ def _reduce(result, kind, x, y, seed, starts, lengths, offset, stream, noise) ->
     segments = starts.numel()
     if segments == 0:
         return
-    size = _BLOCK_TILES * TILE.value
+    size = BLOCK_TILES * TILE.value
     ends = ((lengths + (size - 1)) // size).cumsum(0)
     capacity = x.numel() // size + segments  # blocks, at most, of disjoint segments
-    partials = x.new_empty((4 if kind == STATS.value else 1, capacity, _BLOCK_TILES), dtype=torch.float64)
+    partials = x.new_empty((4 if kind == STATS.value else 1, capacity, BLOCK_TILES), dtype=torch.float64)
     inputs = (x, y, seed, starts, lengths, ends, offset, stream)
-    options = dict(
-        KIND=kind, NOISE=noise, TILES=_BLOCK_TILES, PTX=launch.uses_ptx(x), num_warps=_WARPS, enable_fp_fusion=False
-    )
+    ptx = launch.uses_ptx(x)
+    options = dict(KIND=kind, NOISE=noise, TILES=BLOCK_TILES, PTX=ptx, **launch.compile_options(ptx))
     with launch.on_device(x):
         segment_blocks_kernel[(capacity,)](partials, *inputs, segments, capacity, **options)
         segment_totals_kernel[(segments,)](result, partials, *inputs, capacity, **options)

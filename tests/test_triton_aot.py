@@ -1,0 +1,107 @@
+"""What the Triton kernels compile to, read from SASS; no GPU is needed.
+
+Instructions an element: SASS instructions from the entry of the kernel to its exit on the path that whole groups take
+(see sass.py for how a path is counted: each predicated instruction counts, padding does not, and paths through
+accesses of single 16-bit values, the masked ends, are left out where there is another path), divided by the elements a
+thread handles. For a loop over K seeds it is the loop's body instead.
+
+Measured numbers stand in budgets/triton_sm90.json for each version of Triton they were taken with, and may only get
+better: ``python tests/triton_aot.py`` writes them anew. On a version without numbers the limits and the properties
+below are checked, not the numbers.
+"""
+
+import json
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+import sass
+import triton
+import triton_aot as aot
+from triton.compiler import make_backend
+from triton.runtime import jit
+
+from zoengine import kernels
+from zoengine.noise import table
+
+if sass.tool("nvdisasm") is None:
+    pytest.skip("no nvdisasm in Triton's package or on PATH", allow_module_level=True)
+MEASURED = json.loads(aot.BUDGETS.read_text()).get(triton.__version__, {})
+
+
+@pytest.mark.parametrize("name", aot.VARIANTS)
+def test_budget_on_sm90(name):
+    variant = aot.VARIANTS[name]
+    now = aot.measure(variant)
+    assert now["stack"] == 0, f"{name} keeps {now['stack']} bytes a thread in local memory"
+    assert now["registers"] <= (128 if variant.registers_only else 255)
+    if variant.registers_only:
+        assert now["shared_accesses"] == 0, f"{name} goes through shared memory"
+    if variant.limit is not None:
+        assert now["instructions"] <= variant.limit
+    for what, most in MEASURED.get(name, {}).items():
+        assert now[what] <= most, (
+            f"{name}: {now[what]} {what}, {most} in {aot.BUDGETS.name} (Triton {triton.__version__})"
+        )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_whole_groups_move_16_bytes_at_a_time(dtype):
+    kernel = aot.read(aot.add_noise(dtype).compile(aot.SM90))
+    vectors = 32 * (4 if dtype == "fp32" else 2) // 16
+    assert kernel.widths("STG") == {128: vectors}
+    assert kernel.widths("LDG") == {128: vectors, 64: 1, 32: 1}  # and one seed, one coefficient
+
+
+def test_segments_move_16_bytes_at_a_time():
+    kernel = aot.read(aot.VARIANTS["segment_dot bf16 blocks"].compile(aot.SM90))
+    assert kernel.widths("LDG")[128] == 8  # 2 x 32 elements of 2 bytes
+
+
+@pytest.mark.parametrize("target", [aot.SM80, aot.SM100], ids=["sm_80", "sm_100"])
+def test_other_nvidia_gpus(target):
+    for variant in (aot.add_noise(), aot.VARIANTS["segment_dot bf16 blocks"]):
+        kernel = aot.read(variant.compile(target))
+        assert kernel.stack == 0 and kernel.local_accesses == 0
+        if variant.limit is not None:
+            assert kernel.path() / variant.elements <= variant.limit
+            assert kernel.shared_accesses == 0 and kernel.widths("STG") == {128: 4}
+
+
+@pytest.mark.parametrize("name", ["add_noise bf16", "add_noise fp16 stochastic", "segment_dot bf16 blocks"])
+def test_amd_gpus(name):
+    facts = aot.amd_facts(aot.VARIANTS[name].compile(aot.GFX942))
+    assert facts["vgpr_spill_count"] == 0 and facts["sgpr_spill_count"] == 0
+    assert facts["vgpr_count"] <= 256
+
+
+def test_new_values_do_not_recompile(monkeypatch):
+    """Seeds, coefficients, offset, stream, sizes and K above 1 leave every kernel's specialisation alone."""
+    backend, seen = make_backend(aot.SM90), {}
+
+    def record(kernel):
+        bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+
+        def run(*args, grid, warmup, **kwargs):
+            _, specialization, options = bind(*args, **kwargs)
+            seen.setdefault(kernel.fn.__name__, set()).add(f"{specialization} {options}")
+
+        monkeypatch.setattr(kernel, "run", run)
+
+    for kernel in {variant.kernel for variant in aot.VARIANTS.values()}:
+        record(kernel)
+    for n, offset, stream, count in ((2**14, 0, 0, 2), (2**15, 2**40, 1, 16), (2**13, 2**33 + 2**13, 2**32 - 1, 17)):
+        x = torch.zeros(n, dtype=torch.bfloat16)
+        seeds, segments = torch.arange(count), torch.arange(count) * 16
+        for noise in table.NOISES.values():
+            kernels.add_noise_(x, seeds, torch.zeros(count), [], None, None, offset, stream, noise)
+            kernels.noise_fill_(x, seeds[:1], offset, stream, noise)
+        kernels.segment_stats(x, segments, segments)
+        kernels.segment_dot(x, x, segments, segments)
+        kernels.segment_dot_noise(x, seeds[:1], segments, segments, offset, stream, table.GAUSSIAN)
+    variants = {"add_noise_kernel": 2, "noise_fill_kernel": 2, "segment_blocks_kernel": 3, "segment_totals_kernel": 3}
+    assert {name: len(keys) for name, keys in seen.items()} == variants

@@ -1,0 +1,157 @@
+"""Compile variants of the Triton kernels without a GPU and measure what came out.
+
+``python tests/triton_aot.py`` measures every variant for sm_90 and writes the numbers of the installed Triton into
+``tests/budgets/triton_sm90.json``; ``tests/test_triton_aot.py`` holds the kernels to them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import sass
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from zoengine.kernels import launch
+from zoengine.kernels.add_noise import add_noise_kernel
+from zoengine.kernels.noise_fill import noise_fill_kernel
+from zoengine.kernels.segments import BLOCK_TILES, DOT, DOT_NOISE, STATS, segment_blocks_kernel, segment_totals_kernel
+
+from zoengine.noise import table
+
+BUDGETS = Path(__file__).parent / "budgets" / "triton_sm90.json"
+SM80, SM90, SM100 = (GPUTarget("cuda", arch, 32) for arch in (80, 90, 100))
+GFX942 = GPUTarget("hip", "gfx942", 64)
+THREADS = 32 * launch.WARPS
+GAUSSIAN, RADEMACHER = table.GAUSSIAN, table.RADEMACHER
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel, the types of its tensors (None: not given), its constexprs and the elements a thread handles.
+
+    ``limit`` is the number of instructions an element that no version of Triton may exceed.
+    """
+
+    kernel: object
+    types: dict[str, str | None]
+    constants: dict[str, object]
+    elements: int
+    limit: float | None = None
+    loop: bool = False  # count the longest loop instead of the whole way through
+    registers: int | None = None  # cap
+    registers_only: bool = True  # neither shared memory nor accesses of less than 16 bytes
+
+    def compile(self, target: GPUTarget):
+        """The compiled kernel, as the launchers launch it: pointers and group starts aligned to 16 bytes."""
+        constants = self.constants | {"PTX": target.backend == "cuda"}
+        constants |= {name: None for name, kind in self.types.items() if kind is None}
+        signature, attributes = {}, {}
+        for k, parameter in enumerate(self.kernel.params):
+            kind = self.types.get(parameter.name)
+            given = kind or parameter.annotation_type
+            signature[parameter.name] = "constexpr" if parameter.name in constants else given
+            if kind is not None and kind.startswith("*"):
+                attributes[(k,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constexprs=constants, attrs=attributes)
+        options = launch.compile_options(target.backend == "cuda", self.registers)
+        return triton.compile(source, target=target, options=options)
+
+
+def add_noise(
+    dtype="bf16", noise=GAUSSIAN, count=1, states=0, keep=False, stochastic=False, out=False, edge=False, **more
+) -> Variant:
+    config = launch.noise_config(noise, {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype] if stochastic else None)
+    types = {
+        "x_ptr": f"*{dtype}",
+        "out_ptr": f"*{dtype}" if out else None,
+        "seeds_ptr": "*i64",
+        "coeffs_ptr": "*fp32",
+        "state0_ptr": "*fp32" if states > 0 else None,
+        "state1_ptr": "*fp32" if states > 1 else None,
+        "keep_ptr": "*fp32" if keep else None,
+        "sr_seed_ptr": "*i64" if stochastic else None,
+    }
+    constants = {"COUNT": count, "NOISE": noise, "EDGE": edge, "TILES": config.tiles, "ROWS": config.rows}
+    return Variant(add_noise_kernel, types, constants, config.span // THREADS, registers=config.registers, **more)
+
+
+def noise_fill(dtype="bf16", noise=GAUSSIAN) -> Variant:
+    config = launch.noise_config(noise)
+    constants = {"NOISE": noise, "EDGE": False, "TILES": config.tiles, "ROWS": config.rows}
+    types = {"out_ptr": f"*{dtype}", "seed_ptr": "*i64"}
+    return Variant(noise_fill_kernel, types, constants, config.span // THREADS)
+
+
+def segments(kernel, kind, noise=GAUSSIAN, dtype="bf16") -> Variant:
+    types = {name: "*fp64" for name in ("result_ptr", "partials_ptr")}
+    types |= {name: "*i64" for name in ("starts_ptr", "lengths_ptr", "ends_ptr")}
+    types |= {"x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}" if kind == DOT else None}
+    types["seed_ptr"] = "*i64" if kind == DOT_NOISE else None
+    constants = {"KIND": kind.value, "NOISE": noise, "TILES": BLOCK_TILES}
+    return Variant(kernel, types, constants, BLOCK_TILES * 1024 // THREADS, registers_only=False)
+
+
+VARIANTS = {
+    "add_noise bf16": add_noise(limit=38),
+    "add_noise fp32": add_noise("fp32", limit=38),
+    "add_noise fp16": add_noise("fp16", limit=38),
+    "add_noise bf16 out of place": add_noise(out=True, limit=38),
+    "add_noise bf16 loop over K": add_noise(count=-1, loop=True),
+    "add_noise bf16 two states, keep": add_noise(states=2, keep=True),
+    "add_noise bf16 stochastic": add_noise(stochastic=True),
+    "add_noise fp16 stochastic": add_noise("fp16", stochastic=True),
+    "add_noise bf16 rademacher": add_noise(noise=RADEMACHER, limit=14),
+    "add_noise fp32 rademacher": add_noise("fp32", noise=RADEMACHER, limit=14),
+    "add_noise bf16 edge": add_noise(edge=True, registers_only=False),
+    "noise_fill bf16": noise_fill(),
+    "noise_fill bf16 rademacher": noise_fill(noise=RADEMACHER),
+    "segment_stats bf16 blocks": segments(segment_blocks_kernel, STATS),
+    "segment_stats bf16 totals": segments(segment_totals_kernel, STATS),
+    "segment_dot bf16 blocks": segments(segment_blocks_kernel, DOT),
+    "segment_dot_noise bf16 blocks, starting inside a tile": segments(segment_blocks_kernel, DOT_NOISE),
+}
+
+
+def read(compiled) -> sass.Kernel:
+    """What :mod:`sass` reads from a compiled kernel for an NVIDIA GPU."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (kernel,) = sass.read(file.name).values()
+    return kernel
+
+
+def narrow(instruction: sass.Instruction) -> bool:
+    """Whether it loads or stores a single bf16 or fp16, as paths with masks do."""
+    return instruction.op in ("LDG", "STG") and instruction.bits < 32
+
+
+def measure(variant: Variant) -> dict[str, float]:
+    """Instructions an element (see test_triton_aot), registers, bytes of local memory, accesses of shared memory."""
+    kernel = read(variant.compile(SM90))
+    count = kernel.loops()[0] if variant.loop else kernel.path(avoid=narrow) or kernel.path()
+    return {
+        "instructions": round(count / variant.elements, 2),
+        "registers": kernel.registers,
+        "stack": kernel.stack,
+        "shared_accesses": kernel.shared_accesses,
+    }
+
+
+def amd_facts(compiled) -> dict[str, int]:
+    """Register counts and spills that the assembly for an AMD GPU states."""
+    found = re.findall(r"\.(vgpr_count|sgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", compiled.asm["amdgcn"])
+    return {name: int(value) for name, value in found}
+
+
+if __name__ == "__main__":
+    measured = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    measured[triton.__version__] = {name: measure(variant) for name, variant in VARIANTS.items()}
+    BUDGETS.parent.mkdir(exist_ok=True)
+    BUDGETS.write_text(json.dumps(measured, indent=2) + "\n")
