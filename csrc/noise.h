@@ -22,6 +22,14 @@
 #define ZO_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Before a loop whose iterations are independent although its pointers may be equal. Without FMA in hardware there is
+// nothing to win, and GCC takes minutes over the emulation.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && (defined(__FMA__) || defined(__ARM_FEATURE_FMA))
+#define ZO_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define ZO_INDEPENDENT
+#endif
+
 #ifndef ZO_ISA
 #define ZO_ISA portable
 #endif

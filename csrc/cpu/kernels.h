@@ -238,13 +238,14 @@ ZO_HD void add_term(float coefficient, const T* x, T* out, Rows rows, const uint
   using U = typename V::U;
   using M = Memory<V, T>;
   constexpr int kHalves = M::kHalves, kLanes = V::kLanes;
-  constexpr int kPack = 4;  // vectors at once
+  constexpr int kPack = kLanes > 1 ? 4 : 1;  // vectors at once; single elements are left to the compiler
   using P = Pack<V, kPack>;
   const F factor = V::splat(coefficient);
   const U sign = V::splat(0x80000000u);
   const U negative = V::bit_xor(V::bits(factor), sign);
   words += rows.row * 256;
 
+  ZO_INDEPENDENT
   for (int lane = 0; lane < 256; lane += kPack * kLanes) {
     typename P::F z0, z1;
     if constexpr (kGaussian) {
