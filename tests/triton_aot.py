@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sass
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -44,7 +43,6 @@ class Variant:
     elements: int
     limit: float | None = None
     loop: bool = False  # count the longest loop instead of the whole way through
-    registers: int | None = None  # cap
     registers_only: bool = True  # neither shared memory nor accesses of less than 16 bytes
 
     def compile(self, target: GPUTarget):
@@ -59,14 +57,13 @@ class Variant:
             if kind is not None and kind.startswith("*"):
                 attributes[(k,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constexprs=constants, attrs=attributes)
-        options = launch.compile_options(target.backend == "cuda", self.registers)
-        return triton.compile(source, target=target, options=options)
+        return triton.compile(source, target=target, options=launch.OPTIONS)
 
 
 def add_noise(
     dtype="bf16", noise=GAUSSIAN, count=1, states=0, keep=False, stochastic=False, out=False, edge=False, **more
 ) -> Variant:
-    config = launch.noise_config(noise, {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype] if stochastic else None)
+    config = launch.noise_config(noise, stochastic=stochastic)
     types = {
         "x_ptr": f"*{dtype}",
         "out_ptr": f"*{dtype}" if out else None,
@@ -78,7 +75,7 @@ def add_noise(
         "sr_seed_ptr": "*i64" if stochastic else None,
     }
     constants = {"COUNT": count, "NOISE": noise, "EDGE": edge, "TILES": config.tiles, "ROWS": config.rows}
-    return Variant(add_noise_kernel, types, constants, config.span // THREADS, registers=config.registers, **more)
+    return Variant(add_noise_kernel, types, constants, config.span // THREADS, **more)
 
 
 def noise_fill(dtype="bf16", noise=GAUSSIAN) -> Variant:

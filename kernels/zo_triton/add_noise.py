@@ -157,8 +157,8 @@ def add_noise_out(
 def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noise) -> None:
     if x.dtype == torch.float32:
         sr_seed = None
-    config = launch.noise_config(noise, None if sr_seed is None else x.dtype)
-    count, ptx = seeds.numel(), launch.uses_ptx(x)
+    config = launch.noise_config(noise, stochastic=sr_seed is not None)
+    count = seeds.numel()
     data = (x, out, *states, *(None,) * (2 - len(states)))
     for part in launch.parts(offset, x.numel(), config.span):
         x_part, out_part, state0, state1 = (t if t is None else t[part.start :] for t in data)
@@ -183,6 +183,6 @@ def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noi
                 EDGE=part.edge,
                 TILES=config.tiles,
                 ROWS=config.rows,
-                PTX=ptx,
-                **launch.compile_options(ptx, config.registers),
+                PTX=launch.uses_ptx(x),
+                **launch.OPTIONS,
             )

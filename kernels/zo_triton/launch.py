@@ -11,7 +11,9 @@ from torch import Tensor
 
 from zoengine.noise import table
 
-WARPS = 4  # of a program
+WARPS = 4
+# Compile options of every kernel. The bits depend on products and sums not being contracted.
+OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,6 @@ class NoiseConfig:
 
     tiles: int
     rows: int
-    registers: int | None = None
 
     @property
     def span(self) -> int:
@@ -39,10 +40,9 @@ class Part:
     edge: bool
 
 
-def noise_config(noise: int, rounding_to: torch.dtype | None = None) -> NoiseConfig:
-    """32 elements a thread; 64 where one Philox call serves eight rows: signs, stochastic ``rounding_to`` a dtype."""
-    rows = 4 if noise == table.GAUSSIAN and rounding_to is None else 8
-    return NoiseConfig(tiles=4, rows=rows, registers=128 if rounding_to == torch.bfloat16 else None)
+def noise_config(noise: int, *, stochastic: bool = False) -> NoiseConfig:
+    """32 elements a thread; 64 where one Philox call serves eight rows: signs, bits for stochastic rounding."""
+    return NoiseConfig(tiles=4, rows=4 if noise == table.GAUSSIAN and not stochastic else 8)
 
 
 def parts(offset: int, n: int, span: int) -> list[Part]:
@@ -64,14 +64,6 @@ def parts(offset: int, n: int, span: int) -> list[Part]:
 def uses_ptx(x: Tensor) -> bool:
     """Whether kernels on ``x`` may use NVIDIA inline assembly."""
     return x.is_cuda and torch.version.hip is None and not triton.knobs.runtime.interpret
-
-
-def compile_options(ptx: bool, registers: int | None = None) -> dict[str, object]:
-    """Options of every kernel: no contraction of a product and a sum, on which the bits depend.
-
-    ``registers`` caps the registers a thread on NVIDIA GPUs, where SASS shows that it costs next to nothing.
-    """
-    return {"num_warps": WARPS, "enable_fp_fusion": False} | ({"maxnreg": registers} if ptx and registers else {})
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:

@@ -54,7 +54,7 @@ def noise_fill_kernel(
 
 def noise_fill_(out: Tensor, seed: Tensor, offset: int, stream: int, noise: int) -> None:
     """As ``zoengine.ops.schema`` says."""
-    config, ptx = launch.noise_config(noise), launch.uses_ptx(out)
+    config = launch.noise_config(noise)
     for part in launch.parts(offset, out.numel(), config.span):
         with launch.on_device(out):
             noise_fill_kernel[(part.programs,)](
@@ -69,6 +69,6 @@ def noise_fill_(out: Tensor, seed: Tensor, offset: int, stream: int, noise: int)
                 EDGE=part.edge,
                 TILES=config.tiles,
                 ROWS=config.rows,
-                PTX=ptx,
-                **launch.compile_options(ptx),
+                PTX=launch.uses_ptx(out),
+                **launch.OPTIONS,
             )

@@ -4,6 +4,21 @@ import triton
 import triton.language as tl
 from zoengine.kernels.noise import INTERPRETED, word
 
+# The portable code below, for two elements. LLVM's own version of it differs from one Triton to the next.
+_ROUND_TWO_STOCHASTICALLY = tl.constexpr("""{
+    .reg .pred finite;
+    .reg .b32 low, high;
+    abs.f32 low, $1;
+    setp.lt.f32 finite, low, 0f7F800000;
+    selp.b32 low, $3, 0, finite;
+    add.u32 low, low, $1;
+    abs.f32 high, $2;
+    setp.lt.f32 finite, high, 0f7F800000;
+    selp.b32 high, $4, 0, finite;
+    add.u32 high, high, $2;
+    prmt.b32 $0, low, high, 0x7632;
+}""")
+
 
 @triton.jit
 def widen(x, PTX: tl.constexpr):
@@ -39,12 +54,12 @@ def round_stochastic(x, random, dtype: tl.constexpr, PTX: tl.constexpr):
     bits = x.to(tl.uint32, bitcast=True)
     if dtype == tl.bfloat16:
         # A NaN here is a widened bf16 or the quiet result of arithmetic: its upper half alone is a NaN.
-        bits += tl.where(tl.abs(x) < float("inf"), random, word(0))
         if PTX:
             return tl.inline_asm_elementwise(
-                "prmt.b32 $0, $1, $2, 0x7632;", "=r,r,r", [bits], dtype=tl.bfloat16, is_pure=True, pack=2
+                _ROUND_TWO_STOCHASTICALLY, "=r,r,r,r,r", [x, random], dtype=tl.bfloat16, is_pure=True, pack=2
             )
         else:
+            bits += tl.where(tl.abs(x) < float("inf"), random, word(0))
             return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         small = tl.abs(x) < 2.0**-14
