@@ -5,9 +5,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -331,6 +333,21 @@ def test_no_pickle_is_loaded(saved, monkeypatch):
     trainer = build()
     trainer.args.max_steps = 5
     assert trainer.train(resume_from_checkpoint=True).global_step == 5
+
+
+def test_generators_are_restored(saved):
+    folder, build = saved
+    trainer = build()
+
+    def draw():
+        return random.random(), np.random.rand(), np.random.normal(), torch.rand(3).tolist()
+
+    np.random.normal()  # leaves numpy a cached second value
+    trainer._save_rng_state(str(folder))
+    first = draw()
+    assert draw() != first
+    trainer._load_rng_state(str(folder))
+    assert draw() == first
 
 
 def test_the_best_checkpoint_keeps_its_name(tiny_run, tmp_path):
