@@ -1,5 +1,7 @@
 """Shared fixtures: poisoned allocations and the automatic backend after every test."""
 
+import signal
+
 import pytest
 import torch
 
@@ -11,6 +13,14 @@ def automatic_backend():
     """A test that forces a backend does not leak it into the next."""
     yield
     ops.use(None)
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, as it does in a terminal; a process started in the background ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture

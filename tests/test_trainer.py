@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -380,6 +381,12 @@ def test_a_signal_saves_and_the_run_continues(tiny_run, tmp_path, monkeypatch):
             super().__init__(**kwargs, callbacks=[Press()])
 
     settings = config.check(values(tiny_run, tmp_path / "stopped", run__lr_scheduler="linear"))
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "ZOTrainer", Trainer)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        assert runs.train(settings).signal is None, "what was ignored before stays ignored, as in a background job"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    shutil.rmtree(settings.run.output_dir)
     with monkeypatch.context() as patch:
         patch.setattr(runs, "ZOTrainer", Trainer)
         outcome = runs.train(settings)
