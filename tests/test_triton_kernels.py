@@ -129,12 +129,14 @@ class TestKernels:
     def test_special_values(self, dtype, stochastic):
         info = torch.finfo(dtype)
         specials = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), info.max, info.min, info.tiny, -info.tiny / 4]
-        x = torch.tensor(specials * 8, dtype=dtype, device=DEVICE)
-        wide = torch.tensor([3e38, -3e38, 65519.0, 65504.0, 1e-40, 6e-8, 1e-7, float("nan"), float("inf")] * 8)
+        x = torch.tensor(specials * 10, dtype=dtype, device=DEVICE)
+        ties = [1.0 + 2.0**-8, 1.0 + 2.0**-11]  # between two bf16, between two fp16
+        wide = [3e38, -3e38, 65519.0, 65504.0, 1e-40, 6e-8, *ties, float("nan"), float("inf")]
+        wide = torch.tensor(wide * 9, device=DEVICE)
         keep, sr_seed = torch.tensor([1.0], device=DEVICE), int64(4) if stochastic else None
         for coeff in (0.0, 1.0, -2e38, float("nan")):
             coeffs = torch.tensor([0.0, coeff], device=DEVICE)
-            check_add_noise(x.clone(), (int64(9), coeffs, [wide.to(DEVICE)], keep, sr_seed), 77, 0, RADEMACHER)
+            check_add_noise(x.clone(), (int64(9), coeffs, [wide], keep, sr_seed), 77, 0, RADEMACHER)
 
     @pytest.mark.parametrize("dtype", [F32, BF16, F16])
     @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
