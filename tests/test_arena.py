@@ -1,5 +1,7 @@
 """The arena: layout, views that survive saving and loading, and what it refuses."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -66,7 +68,7 @@ def test_noise_indices_do_not_depend_on_dtype_or_buffer():
     assert len(split.buffers) == 2
     covered = sorted((s.index, s.index + s.stop - s.start) for s in split.spans)
     assert covered[0][0] == 0
-    assert all(a[1] == b[0] for a, b in zip(covered, covered[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(covered))
 
 
 def test_groups_are_contiguous():

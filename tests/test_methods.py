@@ -74,10 +74,8 @@ def estimate_by_hand(problem, optimizer, step: int) -> dict[str, torch.Tensor]:
     base = loss_at({}, 0.0)
     for query in range(fields.n_queries):
         z, eps = directions(optimizer, step, query), fields.zo_eps
-        if fields.two_sided:
-            slope = (loss_at(z, eps) - loss_at(z, -eps)) / (2 * eps)
-        else:
-            slope = (loss_at(z, eps) - base) / eps
+        other, width = (loss_at(z, -eps), 2 * eps) if fields.two_sided else (base, eps)
+        slope = (loss_at(z, eps) - other) / width
         for name, value in z.items():
             gradient[name] = gradient.get(name, 0) + slope / fields.n_queries * value.double()
     return gradient
@@ -141,7 +139,8 @@ def test_projected_gradient_is_the_directional_derivative():
         z = directions(optimizer, 0)
         problem.model.zero_grad()
         problem().backward()
-        exact = sum((p.grad.double() * z[n].double()).sum().item() for n, p in problem.model.named_parameters() if n in z)
+        named = dict(problem.model.named_parameters())
+        exact = sum((named[n].grad.double() * value.double()).sum().item() for n, value in z.items())
         optimizer.step(problem)
         plus, minus = optimizer.last_losses
         errors.append(abs((plus - minus) / (2 * eps) - exact))

@@ -29,7 +29,8 @@ SEEDS = [-7, 2**62 + 12345, 3, -(2**63), 2**63 - 1]
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the tests below run in this process")
 def test_in_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib", __file__]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", *options, __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=os.path.dirname(__file__))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

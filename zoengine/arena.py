@@ -11,6 +11,7 @@ matrices take and vectors do not, thus needs two launches and no table.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ class Arena:
 
     @contextmanager
     def reading(self, views: Sequence[Tensor]) -> Iterator[None]:
-        """Let the model read ``views`` (see :meth:`views`) instead of the arena; undone on leaving, whatever happens."""
+        """Let the model read ``views`` (see :meth:`views`) instead of the arena; undone on leaving in any case."""
         try:
             for parameter, view in zip(self.parameters, views, strict=True):
                 parameter.data = view
@@ -199,7 +200,7 @@ def _refuse_unfit(
     members = {id(p): (name, p) for name, p in rest.items()}
     members |= {id(p): (name, p) for name, (_, p) in trainable.items()}
     occupied = sorted((p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in members.values() if p.nbytes)
-    for (_, end, first), (begin, _, second) in zip(occupied, occupied[1:], strict=False):
+    for (_, end, first), (begin, _, second) in itertools.pairwise(occupied):
         if begin < end and (first in trainable or second in trainable):
             raise ArenaError(
                 f"parameters {first!r} and {second!r} share memory but are different Parameter objects; tie weights "

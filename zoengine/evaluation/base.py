@@ -53,9 +53,7 @@ class Mode(ABC):
         """What :meth:`evaluate` does to the weights, without a forward: for a replay from recorded losses."""
 
     @abstractmethod
-    def update(
-        self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]
-    ) -> None:
+    def update(self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
         """theta <- (1 - lr weight_decay) theta - lr sum(terms), with one lr and weight_decay per parameter group."""
 
     @abstractmethod

@@ -38,9 +38,7 @@ class InPlace(Mode):
     def settle(self, step: Step) -> None:
         self.skip(step, ())
 
-    def update(
-        self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]
-    ) -> None:
+    def update(self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
         with uninterrupted():
             for span, keep, lr in self._update_spans(lrs, weight_decays):
                 # keep (theta' - outstanding) - lr terms, in one pass over theta' = theta + outstanding

@@ -36,9 +36,7 @@ class Shadow(Mode):
     def settle(self, step: Step) -> None:
         """Nothing: theta is always clean."""
 
-    def update(
-        self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]
-    ) -> None:
+    def update(self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
         seed = self._update_seed(step)
         for span, keep, lr in self._update_spans(lrs, weight_decays):
             self._launch(span, self.arena.buffers, [t.scaled(-lr) for t in terms], keep=keep, sr_seed=seed)

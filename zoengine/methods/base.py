@@ -225,7 +225,9 @@ class ZOOptimizer(torch.optim.Optimizer):
             return
         for name, child in self._module.named_modules():
             if isinstance(child, nn.modules.dropout._DropoutNd) and child.training and child.p > 0:
-                logger.warning("module %r applies dropout; call model.eval(), or losses of a step cannot be compared", name)
+                logger.warning(
+                    "module %r applies dropout; call model.eval(), or a step's losses cannot be compared", name
+                )
                 return
 
 

@@ -104,9 +104,7 @@ def add_noise_(
     if out.data_ptr() != x.data_ptr() and abs(out.data_ptr() - x.data_ptr()) < x.nbytes:
         raise ValueError("out and x overlap in memory without being the same; clone one of them")
     _bump(out)
-    torch.ops.zoengine.add_noise_out(
-        flat, seeds, coeffs, flat_states, keep, sr, offset, stream, kind, out=out.view(-1)
-    )
+    torch.ops.zoengine.add_noise_out(flat, seeds, coeffs, flat_states, keep, sr, offset, stream, kind, out=out.view(-1))
     return out
 
 
@@ -118,7 +116,7 @@ def noise_fill_(
     stream: int = table.STREAM_DIRECTION,
     noise: str = "gaussian",
 ) -> Tensor:
-    """Write ``z(seed)`` at indices ``offset ...`` into ``out`` (fp32, bf16 or fp16, rounded to nearest); returns ``out``.
+    """Write ``z(seed)`` at indices ``offset ...`` into ``out`` (fp32, bf16 or fp16, rounded to nearest) and return it.
 
     Raises:
         ValueError, TypeError: as :func:`add_noise_`.
@@ -142,9 +140,7 @@ def noise_fill(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """A new tensor of ``shape`` holding ``z(seed)``; see :func:`noise_fill_`."""
-    return noise_fill_(
-        torch.empty(shape, dtype=dtype, device=device), seed, offset=offset, stream=stream, noise=noise
-    )
+    return noise_fill_(torch.empty(shape, dtype=dtype, device=device), seed, offset=offset, stream=stream, noise=noise)
 
 
 def segment_stats(x: Tensor, starts: Tensor | Sequence[int], lengths: Tensor | Sequence[int]) -> Tensor:
@@ -305,9 +301,8 @@ def _segment_tensors(
         bad = (starts < 0) | (lengths < 0) | (starts + lengths > x.numel())
         if bad.any():
             s = int(bad.nonzero()[0])
-            raise ValueError(
-                f"segment {s} is [{int(starts[s])}, {int(starts[s]) + int(lengths[s])}), outside of x's {x.numel()} elements"
-            )
+            stop = int(starts[s]) + int(lengths[s])
+            raise ValueError(f"segment {s} is [{int(starts[s])}, {stop}), outside of x's {x.numel()} elements")
     return _to_device("starts", starts, x.device), _to_device("lengths", lengths, x.device)
 
 
