@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
 from zoengine.kernels.noise import LANES, anchor, noise_at, tile_noise
+from zoengine.kernels.rounding import widen
 
 STATS = tl.constexpr(0)
 DOT = tl.constexpr(1)
@@ -63,8 +64,8 @@ def _halving_tree(lanes, TILES: tl.constexpr):
 
 
 @triton.jit
-def _load_rows(ptr, begin, left, WHOLE: tl.constexpr, TILES: tl.constexpr):
-    """Four tensors (TILES, 256): elements ``t 1024 + r 256 + l`` from ``begin`` on, 0 from the ``left``-th.
+def _load_rows(ptr, begin, left, WHOLE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr):
+    """Four fp32 tensors (TILES, 256): elements ``t 1024 + r 256 + l`` from ``begin`` on, 0 from the ``left``-th.
 
     ``WHOLE`` says that none is missing and that ``begin`` is a multiple of 16: then 16 bytes a thread are loaded.
     """
@@ -73,7 +74,8 @@ def _load_rows(ptr, begin, left, WHOLE: tl.constexpr, TILES: tl.constexpr):
     rows = ()
     for row in tl.static_range(ROWS):
         at = index + row * LANES
-        rows += (tl.load(base + at) if WHOLE else tl.load(base + at, mask=at < left, other=0.0),)
+        values = tl.load(base + at) if WHOLE else tl.load(base + at, mask=at < left, other=0.0)
+        rows += (widen(values, PTX),)
     return rows
 
 
@@ -101,11 +103,11 @@ def _tiles(
 
     One result for a dot product; sum, sum of squares, minimum and maximum for the statistics.
     """
-    x = _load_rows(x_ptr, begin, left, WHOLE, TILES)
+    x = _load_rows(x_ptr, begin, left, WHOLE, TILES, PTX)
     if KIND == DOT:
-        y = _load_rows(y_ptr, begin, left, WHOLE, TILES)
+        y = _load_rows(y_ptr, begin, left, WHOLE, TILES, PTX)
     elif KIND == DOT_NOISE:
-        zero = anchor(x[0].to(tl.float32), PTX)
+        zero = anchor(x[0], PTX)
         y = _noise_rows(tl.load(seed_ptr), offset + begin, stream, zero, NOISE, TILES, PTX)
     else:
         y = x
@@ -119,8 +121,7 @@ def _tiles(
         products = tl.fma(a, y[row].to(tl.float64), products)  # the product is exact: rounds as one addition does
         if KIND == STATS:
             total = total + a
-            least = x[row].to(tl.float32)
-            most = least
+            least, most = x[row], x[row]
             if not WHOLE:
                 there = index + row * LANES < left
                 least = tl.where(there, least, float("inf"))
