@@ -64,7 +64,6 @@ def extension(cuda: bool):
         include_dirs=[str(ROOT / GENERATED), str(ROOT / "csrc")],
         extra_compile_args=flags,
         py_limited_api=True,
-        optional=True,
     )
 
 
@@ -75,22 +74,28 @@ def build_command(cuda: bool):
         """Falls back to the CPU half when the CUDA half does not build, and to no extension when that fails too."""
 
         def run(self) -> None:
+            inplace = self.inplace  # setuptools clears it on its way
+            failure = self.attempt()
+            if failure and cuda:
+                warn(f"the CUDA kernels could not be built ({failure}); building the CPU kernels alone")
+                self.distribution.ext_modules = [extension(cuda=False)]
+                again = build_command(cuda=False)(self.distribution)
+                again.inplace, again.editable_mode = inplace, self.editable_mode
+                again.build_lib, again.build_temp = self.build_lib, self.build_temp
+                again.ensure_finalized()
+                again.run()
+                self.extensions = again.extensions
+            elif failure:
+                warn(f"the C++ kernels could not be built ({failure}); installing without them, slow on CPU")
+                self.extensions.clear()
+
+        def attempt(self) -> str:
+            """Empty, or the beginning of what went wrong: any failure of a compiler leaves a working package."""
             try:
                 super().run()
-                return
             except Exception as error:
-                failure = error
-            if cuda:
-                warn(f"the CUDA kernels could not be built ({failure}); building the CPU kernels alone")
-                self.extensions = self.distribution.ext_modules = [extension(cuda=False)]
-                self.finalized = False
-                self.ensure_finalized()
-                try:
-                    super().run()
-                    return
-                except Exception as error:
-                    failure = error
-            warn(f"the C++ kernels could not be built ({failure}); installing without them, ops will run slowly on CPU")
+                return f"{type(error).__name__}: {str(error)[:200]} ..."
+            return ""
 
     return Build
 
