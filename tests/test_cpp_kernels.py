@@ -269,7 +269,8 @@ def test_the_environment_chooses_the_instruction_set(monkeypatch, fresh_module):
 @pytest.mark.parametrize("name", ["sse9", *({"scalar", "avx2", "avx512"} - set(ISAS))])
 def test_an_instruction_set_that_cannot_run_is_refused(monkeypatch, fresh_module, name):
     monkeypatch.setenv(extension.ISA_VARIABLE, name)
-    with pytest.raises(ValueError, match=f"{extension.ISA_VARIABLE}='{name}'"):
+    reason = "but this CPU and build offer" if name in extension.ISAS else "expected one of scalar"
+    with pytest.raises(ValueError, match=f"{extension.ISA_VARIABLE}='{name}'.*{reason}"):
         extension.load("cpu")
     with pytest.raises(ValueError, match=name), extension.use_isa(name):
         pass
