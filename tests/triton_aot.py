@@ -43,6 +43,7 @@ class Variant:
     elements: int
     limit: float | None = None
     loop: bool = False  # count the longest loop instead of the whole way through
+    registers: int | None = None  # cap
     registers_only: bool = True  # neither shared memory nor accesses of less than 16 bytes
 
     def compile(self, target: GPUTarget):
@@ -57,13 +58,14 @@ class Variant:
             if kind is not None and kind.startswith("*"):
                 attributes[(k,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constexprs=constants, attrs=attributes)
-        return triton.compile(source, target=target, options=launch.OPTIONS)
+        options = launch.compile_options(target.backend == "cuda", self.registers)
+        return triton.compile(source, target=target, options=options)
 
 
 def add_noise(
     dtype="bf16", noise=GAUSSIAN, count=1, states=0, keep=False, stochastic=False, out=False, edge=False, **more
 ) -> Variant:
-    config = launch.noise_config(noise, stochastic=stochastic)
+    config = launch.noise_config(noise, stochastic=stochastic, loop=count < 0)
     types = {
         "x_ptr": f"*{dtype}",
         "out_ptr": f"*{dtype}" if out else None,
@@ -75,7 +77,7 @@ def add_noise(
         "sr_seed_ptr": "*i64" if stochastic else None,
     }
     constants = {"COUNT": count, "NOISE": noise, "EDGE": edge, "TILES": config.tiles, "ROWS": config.rows}
-    return Variant(add_noise_kernel, types, constants, config.span // THREADS, **more)
+    return Variant(add_noise_kernel, types, constants, config.span // THREADS, registers=config.registers, **more)
 
 
 def noise_fill(dtype="bf16", noise=GAUSSIAN) -> Variant:
@@ -102,6 +104,7 @@ VARIANTS = {
     "add_noise bf16 loop over K": add_noise(count=-1, loop=True),
     "add_noise bf16 two states, keep": add_noise(states=2, keep=True),
     "add_noise bf16 stochastic": add_noise(stochastic=True),
+    "add_noise bf16 stochastic, loop over K": add_noise(stochastic=True, count=-1),
     "add_noise fp16 stochastic": add_noise("fp16", stochastic=True),
     "add_noise bf16 rademacher": add_noise(noise=RADEMACHER, limit=14),
     "add_noise fp32 rademacher": add_noise("fp32", noise=RADEMACHER, limit=14),

@@ -12,13 +12,13 @@ from zoengine.kernels.rounding import round_nearest, round_stochastic, widen
 @triton.jit
 def _add_term(
     acc, seed, coeff, group, stream, zero,
-    NOISE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr,
+    ROW: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """``fma(coeff, z(seed), acc)`` for each of the ``ROWS`` tensors in ``acc``."""
+    """``fma(coeff, z(seed), acc)`` for the rows ``ROW ...`` of a group: four of them, or all with signs."""
     result = ()
     if NOISE == GAUSSIAN:
-        z = normals(seed, group, stream, zero, TILES, ROWS, PTX)
-        for row in tl.static_range(ROWS):
+        z = normals(seed, group, stream, zero, ROW // 4, TILES, ROWS, PTX)
+        for row in tl.static_range(4):
             result += (fma(coeff.broadcast_to(zero.shape), z[row], acc[row]),)
     else:
         bits = signs(seed, group, stream, zero, TILES, ROWS, PTX)
@@ -29,10 +29,10 @@ def _add_term(
 
 
 @triton.jit
-def _add_state(acc, coeff, ptr, index, low, high, EDGE: tl.constexpr, ROWS: tl.constexpr):
-    """``fma(coeff, state, acc)`` for each of the ``ROWS`` tensors in ``acc``."""
+def _add_state(acc, coeff, ptr, index, low, high, EDGE: tl.constexpr, PASS: tl.constexpr):
+    """``fma(coeff, state, acc)`` for the ``PASS`` rows from ``index`` on."""
     result = ()
-    for row in tl.static_range(ROWS):
+    for row in tl.static_range(PASS):
         at = index + row * LANES
         values = tl.load(ptr + at, mask=(at >= low) & (at < high) if EDGE else None)
         result += (fma(coeff.broadcast_to(values.shape), values, acc[row]),)
@@ -83,42 +83,42 @@ def add_noise_kernel(
         begin = program * SPAN
         low, high = 0, SPAN
 
-    acc = ()
+    x = ()
     for row in tl.static_range(ROWS):
         at = index + row * LANES
-        acc += (widen(tl.load(x_ptr + begin + at, mask=(at >= low) & (at < high) if EDGE else None), PTX),)
-    zero = anchor(acc[0], PTX)
-    if keep_ptr is not None:
-        keep = tl.load(keep_ptr)
-        kept = ()
-        for row in tl.static_range(ROWS):
-            kept += (acc[row] * keep,)
-        acc = kept
-
-    if COUNT == -1:
-        for k in range(count):
-            seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
-            acc = _add_term(acc, seed, coeff, group, stream, zero, NOISE, TILES, ROWS, PTX)
-        coeffs_ptr += count
-    elif COUNT == 1:
-        seed, coeff = tl.load(seeds_ptr), tl.load(coeffs_ptr)
-        acc = _add_term(acc, seed, coeff, group, stream, zero, NOISE, TILES, ROWS, PTX)
-        coeffs_ptr += 1
-    if state0_ptr is not None:
-        acc = _add_state(acc, tl.load(coeffs_ptr), state0_ptr + begin, index, low, high, EDGE, ROWS)
-    if state1_ptr is not None:
-        acc = _add_state(acc, tl.load(coeffs_ptr + 1), state1_ptr + begin, index, low, high, EDGE, ROWS)
-
-    target = (x_ptr if out_ptr is None else out_ptr) + begin
+        x += (tl.load(x_ptr + begin + at, mask=(at >= low) & (at < high) if EDGE else None),)
+    zero = anchor(widen(x[0], PTX), PTX)
     if sr_seed_ptr is not None:
         random = rounding_words(tl.load(sr_seed_ptr), group, zero, TILES, ROWS, PTX)
-    for row in tl.static_range(ROWS):
-        if sr_seed_ptr is not None:
-            value = round_stochastic(acc[row], (random[row // 2] >> (row % 2 * 16)) & word(0xFFFF), dtype, PTX)
-        else:
-            value = round_nearest(acc[row], dtype)
-        at = index + row * LANES
-        tl.store(target + at, value, mask=(at >= low) & (at < high) if EDGE else None)
+
+    target = (x_ptr if out_ptr is None else out_ptr) + begin
+    PASS: tl.constexpr = 4 if NOISE == GAUSSIAN else ROWS  # the rows that one Philox call serves, to need few registers
+    for start in tl.static_range(0, ROWS, PASS):
+        acc = ()
+        for row in tl.static_range(PASS):
+            wide = widen(x[start + row], PTX)
+            acc += (wide if keep_ptr is None else wide * tl.load(keep_ptr),)
+        states_coeffs = coeffs_ptr + (count if COUNT == -1 else COUNT)
+        if COUNT == -1:
+            for k in range(count):
+                seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
+                acc = _add_term(acc, seed, coeff, group, stream, zero, start, NOISE, TILES, ROWS, PTX)
+        elif COUNT == 1:
+            seed, coeff = tl.load(seeds_ptr), tl.load(coeffs_ptr)
+            acc = _add_term(acc, seed, coeff, group, stream, zero, start, NOISE, TILES, ROWS, PTX)
+        here = index + start * LANES
+        if state0_ptr is not None:
+            acc = _add_state(acc, tl.load(states_coeffs), state0_ptr + begin, here, low, high, EDGE, PASS)
+        if state1_ptr is not None:
+            acc = _add_state(acc, tl.load(states_coeffs + 1), state1_ptr + begin, here, low, high, EDGE, PASS)
+        for row in tl.static_range(PASS):
+            if sr_seed_ptr is not None:
+                half = random[(start + row) // 2] >> (row % 2 * 16)
+                value = round_stochastic(acc[row], half & word(0xFFFF), dtype, PTX)
+            else:
+                value = round_nearest(acc[row], dtype)
+            at = here + row * LANES
+            tl.store(target + at, value, mask=(at >= low) & (at < high) if EDGE else None)
 
 
 def add_noise_(
@@ -157,8 +157,8 @@ def add_noise_out(
 def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noise) -> None:
     if x.dtype == torch.float32:
         sr_seed = None
-    config = launch.noise_config(noise, stochastic=sr_seed is not None)
-    count = seeds.numel()
+    count, ptx = seeds.numel(), launch.uses_ptx(x)
+    config = launch.noise_config(noise, stochastic=sr_seed is not None, loop=count > 1)
     data = (x, out, *states, *(None,) * (2 - len(states)))
     for part in launch.parts(offset, x.numel(), config.span):
         x_part, out_part, state0, state1 = (t if t is None else t[part.start :] for t in data)
@@ -183,6 +183,6 @@ def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noi
                 EDGE=part.edge,
                 TILES=config.tiles,
                 ROWS=config.rows,
-                PTX=launch.uses_ptx(x),
-                **launch.OPTIONS,
+                PTX=ptx,
+                **launch.compile_options(ptx, config.registers),
             )

@@ -12,8 +12,6 @@ from torch import Tensor
 from zoengine.noise import table
 
 WARPS = 4
-# Compile options of every kernel. The bits depend on products and sums not being contracted.
-OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,7 @@ class NoiseConfig:
 
     tiles: int
     rows: int
+    registers: int | None = None  # cap where the compiler takes more than it needs (NVIDIA)
 
     @property
     def span(self) -> int:
@@ -40,9 +39,15 @@ class Part:
     edge: bool
 
 
-def noise_config(noise: int, *, stochastic: bool = False) -> NoiseConfig:
+def noise_config(noise: int, *, stochastic: bool = False, loop: bool = False) -> NoiseConfig:
     """32 elements a thread; 64 where one Philox call serves eight rows: signs, bits for stochastic rounding."""
-    return NoiseConfig(tiles=4, rows=4 if noise == table.GAUSSIAN and not stochastic else 8)
+    rows = 4 if noise == table.GAUSSIAN and not stochastic else 8
+    return NoiseConfig(tiles=4, rows=rows, registers=168 if stochastic and loop else None)
+
+
+def compile_options(ptx: bool, registers: int | None = None) -> dict[str, object]:
+    """Options of a kernel. The bits depend on products and sums not being contracted."""
+    return {"num_warps": WARPS, "enable_fp_fusion": False} | ({"maxnreg": registers} if ptx and registers else {})
 
 
 def parts(offset: int, n: int, span: int) -> list[Part]:

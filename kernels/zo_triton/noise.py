@@ -21,7 +21,6 @@ _ROUNDS_TWICE = tl.constexpr(INTERPRETED.value and not hasattr(triton._C.libtrit
 LANES = tl.constexpr(table.LANES)
 GAUSSIAN = tl.constexpr(table.GAUSSIAN)
 
-_CALL = tl.constexpr(table.GAUSSIAN_PER_CALL)
 _ROUNDING_PER_CALL = tl.constexpr(table.ROUNDING_PER_CALL)
 _STREAM_ROUNDING = tl.constexpr(table.STREAM_ROUNDING)
 _PHILOX_ROUNDS = tl.constexpr(table.PHILOX_ROUNDS)
@@ -195,17 +194,14 @@ def counters(zero, block, TILES: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def normals(seed, group, stream, zero, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
-    """The ``ROWS`` tensors of standard normals of a group; ``ROWS`` is a multiple of 4."""
-    CALLS: tl.constexpr = ROWS // _CALL
+def normals(seed, group, stream, zero, CALL: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
+    """Standard normals of the four rows ``4 CALL ...`` of a group."""
+    CALLS: tl.constexpr = ROWS // 4
     low, high = counters(zero, group * (TILES * CALLS * LANES), TILES, CALLS * LANES)
-    z = ()
-    for call in tl.static_range(CALLS):
-        w0, w1, w2, w3 = philox(seed, low + word(call * LANES), high, stream, PTX)
-        z0, z1 = box_muller(w0, w1, PTX)
-        z2, z3 = box_muller(w2, w3, PTX)
-        z += (z0, z1, z2, z3)
-    return z
+    w0, w1, w2, w3 = philox(seed, low + word(CALL * LANES), high, stream, PTX)
+    z0, z1 = box_muller(w0, w1, PTX)
+    z2, z3 = box_muller(w2, w3, PTX)
+    return z0, z1, z2, z3
 
 
 @triton.jit

@@ -42,7 +42,7 @@ def noise_fill_kernel(
     zero = anchor(widen(tl.load(out_ptr + begin + index, mask=index < tl.minimum(n, 0)), PTX), PTX)
     seed = tl.load(seed_ptr)
     if NOISE == GAUSSIAN:
-        z = normals(seed, group, stream, zero, TILES, ROWS, PTX)
+        z = normals(seed, group, stream, zero, 0, TILES, ROWS, PTX)
     else:
         z = signs(seed, group, stream, zero, TILES, ROWS, PTX)
     for row in tl.static_range(ROWS):
@@ -54,7 +54,7 @@ def noise_fill_kernel(
 
 def noise_fill_(out: Tensor, seed: Tensor, offset: int, stream: int, noise: int) -> None:
     """As ``zoengine.ops.schema`` says."""
-    config = launch.noise_config(noise)
+    config, ptx = launch.noise_config(noise), launch.uses_ptx(out)
     for part in launch.parts(offset, out.numel(), config.span):
         with launch.on_device(out):
             noise_fill_kernel[(part.programs,)](
@@ -69,6 +69,6 @@ def noise_fill_(out: Tensor, seed: Tensor, offset: int, stream: int, noise: int)
                 EDGE=part.edge,
                 TILES=config.tiles,
                 ROWS=config.rows,
-                PTX=launch.uses_ptx(out),
-                **launch.OPTIONS,
+                PTX=ptx,
+                **launch.compile_options(ptx),
             )

@@ -299,7 +299,8 @@ def _reduce(result, kind, x, y, seed, starts, lengths, offset, stream, noise) ->
     capacity = x.numel() // size + segments  # blocks, at most, of disjoint segments
     partials = x.new_empty((4 if kind == STATS.value else 1, capacity, BLOCK_TILES), dtype=torch.float64)
     inputs = (x, y, seed, starts, lengths, ends, offset, stream)
-    options = dict(KIND=kind, NOISE=noise, TILES=BLOCK_TILES, PTX=launch.uses_ptx(x), **launch.OPTIONS)
+    ptx = launch.uses_ptx(x)
+    options = dict(KIND=kind, NOISE=noise, TILES=BLOCK_TILES, PTX=ptx, **launch.compile_options(ptx))
     with launch.on_device(x):
         segment_blocks_kernel[(capacity,)](partials, *inputs, segments, capacity, **options)
         segment_totals_kernel[(segments,)](result, partials, *inputs, capacity, **options)
