@@ -5,7 +5,7 @@
 // multiply-add is spelled out, host code is built with -ffp-contract=off, and no libm function is called.
 //
 // The arithmetic is written once as templates over a machine `M`: types M::F (fp32) and M::U (32-bit words) with the
-// operations of `Scalar` below. `Scalar` is one element, for CUDA threads and portable host code; csrc/cpu adds vectors.
+// operations of `Scalar` below. `Scalar` is one element, for CUDA threads and portable code; csrc/cpu adds vectors.
 //
 // This header is compiled several times for different instruction sets. Each compilation defines ZO_ISA, which names an
 // inline namespace, so that the linker can never replace one instruction set's inline function by another's. For the
@@ -175,7 +175,7 @@ struct Words {
   uint32_t w[4];
 };
 
-// The four words of call `block` of `stream`: key = (seed low, seed high), counter = (block low, block high, stream, 0).
+// The four words of call `block` of `stream`: key = (seed low, high), counter = (block low, high, stream, 0).
 ZO_HD Words philox(uint64_t seed, uint64_t block, uint32_t stream) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32), c2 = stream, c3 = 0;

@@ -38,7 +38,7 @@ struct Vector {
   template <int bit>
   static ZO_HD F select(U word, F clear, F set) {
     U mask = bit == 30 ? add(word, word) : shl<31 - bit>(word);
-    F result;  // GCC 12 puts a comparison before the blend of the intrinsic, though the blend looks at the top bit alone
+    F result;  // GCC 12 puts a comparison before the intrinsic's blend, though the blend looks at the top bit alone
     asm("vblendvps %3, %2, %1, %0" : "=x"(result) : "x"(clear), "x"(set), "x"(mask));
     return result;
   }

@@ -1,0 +1,170 @@
+// Sums over segments on the CPU, in the order of `ordered_sum` in zoengine/ops/reference.py: tiles of 1024 values are
+// summed in parallel, then each segment's tile sums in one go, so that no result depends on the number of threads.
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "tensors.h"
+
+namespace zo::cpu {
+namespace {
+
+constexpr int64_t kTilesPerThread = 64;  // below this a thread is not worth waking
+
+// The segments cut into tiles of 1024 counted from each segment's start, numbered through all segments.
+struct Segments {
+  const int64_t* starts;
+  const int64_t* lengths;
+  std::vector<int64_t> first_tile{0};  // of each segment, and the number of all
+
+  Segments(const Tensor& starts_, const Tensor& lengths_)
+      : starts(starts_.const_data_ptr<int64_t>()), lengths(lengths_.const_data_ptr<int64_t>()) {
+    for (int64_t s = 0; s < starts_.numel(); ++s) {
+      first_tile.push_back(first_tile.back() + (lengths[s] + kTile - 1) / kTile);
+    }
+  }
+
+  int64_t count() const { return static_cast<int64_t>(first_tile.size()) - 1; }
+
+  // For every tile, body(tile, start, count), where x[start .. start + count) are its elements. Each thread makes its
+  // own body and calls it in rising order.
+  template <class MakeBody>
+  void for_tiles(const MakeBody& make_body) const {
+    torch::stable::parallel_for(0, first_tile.back(), kTilesPerThread, [&](int64_t begin, int64_t end) {
+      auto body = make_body();
+      auto segment = std::upper_bound(first_tile.begin(), first_tile.end(), begin) - 1;
+      for (int64_t tile = begin; tile < end; ++tile) {
+        while (tile >= segment[1]) ++segment;
+        const auto s = segment - first_tile.begin();
+        const int64_t skip = (tile - *segment) * kTile;
+        body(tile, starts[s] + skip, std::min<int64_t>(lengths[s] - skip, kTile));
+      }
+    });
+  }
+};
+
+// The sum of tile sums, in the order of `ordered_sum`: 256 lanes, then a halving tree.
+template <class Value>
+double lane_sum(int64_t first, int64_t last, const Value& value) {
+  double lanes[256] = {};
+  for (int64_t i = first; i < last; ++i) lanes[(i - first) & 255] += value(i);
+  for (int width = 128; width; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+void read_tile(const Tensor& x, int64_t start, int64_t count, float* tile) {
+  const Dtype dtype = dtype_of(x);
+  kernels().to_float[dtype](static_cast<const char*>(x.const_data_ptr()) + start * size_of(dtype), tile, count);
+  std::fill(tile + count, tile + kTile, 0.0f);
+}
+
+Tensor new_doubles(std::vector<int64_t> sizes, const Tensor& like) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, ScalarType::Double);
+}
+
+Tensor segment_stats(const Tensor& x, const Tensor& starts, const Tensor& lengths) {
+  const Segments segments(starts, lengths);
+  std::vector<Stats> tiles(static_cast<size_t>(segments.first_tile.back()));
+  segments.for_tiles([&] {
+    return [&](int64_t tile, int64_t start, int64_t count) {
+      alignas(64) float values[kTile];
+      read_tile(x, start, count, values);
+      tiles[static_cast<size_t>(tile)] = kernels().stats_tile(values, count);
+    };
+  });
+  Tensor result = new_doubles({segments.count(), 4}, x);
+  double* row = result.mutable_data_ptr<double>();
+  for (int64_t s = 0; s < segments.count(); ++s, row += 4) {
+    const int64_t first = segments.first_tile[static_cast<size_t>(s)];
+    const int64_t last = segments.first_tile[static_cast<size_t>(s) + 1];
+    row[0] = lane_sum(first, last, [&](int64_t i) { return tiles[static_cast<size_t>(i)].sum; });
+    row[1] = lane_sum(first, last, [&](int64_t i) { return tiles[static_cast<size_t>(i)].square; });
+    row[2] = std::numeric_limits<double>::infinity();
+    row[3] = -row[2];
+    for (int64_t i = first; i < last; ++i) {
+      const Stats& stats = tiles[static_cast<size_t>(i)];
+      row[2] = stats.low >= row[2] ? row[2] : stats.low;  // a NaN tile is taken,
+      row[3] = stats.high <= row[3] ? row[3] : stats.high;
+      if (stats.low != stats.low) break;  // and stays
+    }
+  }
+  return result;
+}
+
+// The dot products of x with what a reader made by make_reader() gives: reader(start, count, float*).
+template <class MakeReader>
+Tensor segment_dots(const Tensor& x, const Tensor& starts, const Tensor& lengths, const MakeReader& make_reader) {
+  const Segments segments(starts, lengths);
+  std::vector<double> tiles(static_cast<size_t>(segments.first_tile.back()));
+  segments.for_tiles([&] {
+    return [&, read = make_reader()](int64_t tile, int64_t start, int64_t count) mutable {
+      alignas(64) float values[kTile], others[kTile];
+      read_tile(x, start, count, values);
+      read(start, count, others);
+      std::fill(others + count, others + kTile, 0.0f);
+      tiles[static_cast<size_t>(tile)] = kernels().dot_tile(values, others);
+    };
+  });
+  Tensor result = new_doubles({segments.count()}, x);
+  double* dot = result.mutable_data_ptr<double>();
+  for (int64_t s = 0; s < segments.count(); ++s) {
+    dot[s] = lane_sum(segments.first_tile[static_cast<size_t>(s)], segments.first_tile[static_cast<size_t>(s) + 1],
+                      [&](int64_t i) { return tiles[static_cast<size_t>(i)]; });
+  }
+  return result;
+}
+
+Tensor segment_dot(const Tensor& x, const Tensor& y, const Tensor& starts, const Tensor& lengths) {
+  return segment_dots(x, starts, lengths, [&] {
+    return [&](int64_t start, int64_t count, float* tile) { read_tile(y, start, count, tile); };
+  });
+}
+
+// Reads noise piece by piece and makes each unit once while the pieces rise.
+class NoiseReader {
+ public:
+  NoiseReader(const AddNoise& args, uint64_t offset)
+      : args_(args), offset_(offset), words_(kWordsPerTile), unit_(kUnit) {}
+
+  void operator()(int64_t start, int64_t count, float* out) {
+    uint64_t index = offset_ + static_cast<uint64_t>(start);
+    while (count > 0) {
+      if (index / kUnit != held_) {
+        held_ = index / kUnit;
+        kernels().add_noise[kFloat32](args_, {nullptr, unit_.get(), nullptr, held_, 1}, words_.get());
+      }
+      const int64_t skip = static_cast<int64_t>(index % kUnit), n = std::min<int64_t>(count, kUnit - skip);
+      std::copy_n(unit_.get() + skip, n, out);
+      index += static_cast<uint64_t>(n);
+      out += n;
+      count -= n;
+    }
+  }
+
+ private:
+  const AddNoise& args_;
+  uint64_t offset_;
+  Aligned<uint32_t> words_;
+  Aligned<float> unit_;
+  uint64_t held_ = ~uint64_t{0};
+};
+
+Tensor segment_dot_noise(const Tensor& x, const Tensor& seed, const Tensor& starts, const Tensor& lengths,
+                         int64_t offset, int64_t stream, int64_t noise) {
+  const Term term{key_of(*seed.const_data_ptr<int64_t>()), 1.0f};
+  const AddNoise args = fill_args(term, stream, noise);
+  return segment_dots(x, starts, lengths, [&] { return NoiseReader(args, static_cast<uint64_t>(offset)); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(zoengine_C, CPU, m) {
+  m.impl("segment_stats", TORCH_BOX(&segment_stats));
+  m.impl("segment_dot", TORCH_BOX(&segment_dot));
+  m.impl("segment_dot_noise", TORCH_BOX(&segment_dot_noise));
+}
+
+}  // namespace zo::cpu

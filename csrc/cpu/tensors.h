@@ -1,0 +1,69 @@
+// What the CPU ops share: from torch's arguments to those of the kernels.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <new>
+
+#include "dispatch.h"
+#include "noise_table.h"
+
+namespace zo::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return kFloat32;
+    case ScalarType::BFloat16:
+      return kBFloat16;
+    case ScalarType::Half:
+      return kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "zoengine: tensors must be float32, bfloat16 or float16");
+  }
+}
+
+inline int64_t size_of(Dtype dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+inline Key key_of(int64_t seed) {
+  Key key;
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
+  for (int r = 0; r < kRounds; ++r) {
+    key.k0[r] = k0 + static_cast<uint32_t>(r) * table::PHILOX_W0;
+    key.k1[r] = k1 + static_cast<uint32_t>(r) * table::PHILOX_W1;
+  }
+  return key;
+}
+
+// A buffer whose start is aligned for every vector.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count)
+      : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
+  ~Aligned() { ::operator delete(data_, std::align_val_t{64}); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// The noise itself is one term of coefficient 1 added to -0, the only number that leaves every z as it is.
+inline AddNoise fill_args(const Term& term, int64_t stream, int64_t noise) {
+  AddNoise args{};
+  args.terms = &term;
+  args.term_count = 1;
+  args.stream = static_cast<uint32_t>(stream);
+  args.gaussian = noise == table::GAUSSIAN;
+  return args;
+}
+
+}  // namespace zo::cpu
