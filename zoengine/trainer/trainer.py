@@ -159,7 +159,8 @@ class ZOTrainer(Trainer):
         """The loss over all of ``batches``, at whatever the weights are when it is called."""
         if self.task is not None:
             return lambda: _mean([self.task.loss_sum(model, batch) for batch in batches])
-        normalised = self.loss_is_scaled_for_ga  # by the model or by compute_loss_func, over the whole batch
+        # By the model or by compute_loss_func, over the whole batch; older releases have no such attribute.
+        normalised = getattr(self, "loss_is_scaled_for_ga", None)
         if normalised is None:
             normalised = self.compute_loss_func is not None or (self.model_accepts_loss_kwargs and items is not None)
         counts = [1 if normalised else self._count(batch) for batch in batches]
