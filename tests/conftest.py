@@ -23,6 +23,15 @@ def interruptible():
     signal.signal(signal.SIGINT, previous)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny models: threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def poison(monkeypatch):
     """``torch.empty`` filled with NaN, so that reading memory nobody wrote shows."""

@@ -22,14 +22,7 @@ from zoengine import ops  # noqa: E402
 from zoengine.cli import doctor, errors  # noqa: E402
 from zoengine.cli.app import app  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models: threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def call(*words):

@@ -14,13 +14,7 @@ from zoengine.models import ModelError, load, pick_dtype, save, smollm2  # noqa:
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models: threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

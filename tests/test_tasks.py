@@ -116,13 +116,7 @@ PromptClassification, TaskError = tasks.PromptClassification, tasks.TaskError
 EXAMPLES = movie_reviews("dev")[:11]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models: threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,7 @@ from zoengine.trainer import run as runs  # noqa: E402
 from zoengine.trainer.metrics import read_rows  # noqa: E402
 from zoengine.trainer.sampler import LengthGroupedSampler  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models: threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def values(tiny_run, folder, **overrides):

@@ -132,8 +132,7 @@ class ZOOptimizer(torch.optim.Optimizer):
             answers, remaining[:] = remaining[: len(request)], remaining[len(request) :]
             return read(answers, step)
 
-        loss = self._drive(step, answer, lambda: len(remaining) == 0)
-        return loss
+        return self._drive(step, answer, lambda: len(remaining) == 0)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, plus the key ``"zoengine"``: method, noise version, step, seed, forward passes and states.
