@@ -12,7 +12,7 @@ import zoengine
 from zoengine import EvaluationError, FieldError, NonFiniteLossError, methods, ops
 from zoengine.noise.seeds import query_seeds
 
-METHODS = methods.available()
+METHODS = tuple(name for name in methods.available() if issubclass(methods.get(name), methods.ZOOptimizer))
 MODES = ("inplace", "shadow")
 DTYPES = (torch.float32, torch.bfloat16)
 

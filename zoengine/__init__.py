@@ -7,14 +7,16 @@ and ``zoengine.cli`` and need the extra ``hf``.
 from zoengine import methods, ops
 from zoengine.arena import Arena, ArenaError
 from zoengine.evaluation import EvaluationError, NonFiniteLossError
-from zoengine.methods import FieldError, MeZO, MeZOMomentum
+from zoengine.methods import FTSGD, FieldError, FTAdamW, MeZO, MeZOMomentum
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FTSGD",
     "Arena",
     "ArenaError",
     "EvaluationError",
+    "FTAdamW",
     "FieldError",
     "MeZO",
     "MeZOMomentum",

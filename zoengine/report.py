@@ -149,7 +149,8 @@ _PAGE = """<!doctype html>
 <h1>{{ run.config.model.path }}, {{ run.config.method.name }}, {{ run.config.tuning.kind }} tuning</h1>
 <p class="big">Accuracy {{ "%.1f" | format(100 * outcome.before.accuracy) }}% &rarr;
 <b>{{ "%.1f" | format(100 * outcome.after.accuracy) }}%</b> on {{ outcome.after.n }} {{ outcome.split }} sentences,
-{{ outcome.forward_passes }} forward passes and no backward pass, {{ "%.0f" | format(outcome.seconds) }} s.</p>
+{{ outcome.forward_passes }} forward passes and {{ outcome.backward_passes or "no" }} backward
+{{ "passes" if outcome.backward_passes else "pass" }}, {{ "%.0f" | format(outcome.seconds) }} s.</p>
 <img alt="loss and accuracy over forward passes" src="data:image/png;base64,{{ curve }}">
 <h2>The first {{ sentences | length }} {{ outcome.split }} sentences</h2>
 <table><tr><th>sentence</th><th>label</th><th>before</th><th>after</th></tr>

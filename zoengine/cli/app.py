@@ -72,9 +72,11 @@ def train(
         typer.echo(f"zoengine: stopped after step {outcome.step}, saved; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED if outcome.signal == 2 else 128 + outcome.signal)
     before, after = outcome.before["accuracy"], outcome.after["accuracy"]
+    backward = f"{outcome.backward_passes} backward passes, " if outcome.backward_passes else ""
     typer.echo(
         f"accuracy {before:.1%} -> {after:.1%} on {outcome.after['n']} {outcome.split} sentences, "
-        f"{outcome.forward_passes} forward passes, {outcome.seconds:.0f} s, report {outcome.folder / 'report.html'}"
+        f"{outcome.forward_passes} forward passes, {backward}{outcome.seconds:.0f} s, "
+        f"report {outcome.folder / 'report.html'}"
     )
 
 

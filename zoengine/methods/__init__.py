@@ -6,12 +6,27 @@ from typing import Any
 
 from zoengine.methods.base import Params, ZOOptimizer
 from zoengine.methods.fields import FieldError, Fields, nearest
+from zoengine.methods.first_order import FTSGD, FirstOrder, FTAdamW
 from zoengine.methods.mezo import MeZO
 from zoengine.methods.mezo_momentum import MeZOMomentum
 
-__all__ = ["FieldError", "Fields", "MeZO", "MeZOMomentum", "ZOOptimizer", "available", "create", "get"]
+__all__ = [
+    "FTSGD",
+    "FTAdamW",
+    "FieldError",
+    "Fields",
+    "FirstOrder",
+    "MeZO",
+    "MeZOMomentum",
+    "ZOOptimizer",
+    "available",
+    "create",
+    "get",
+]
 
-_METHODS: dict[str, type[ZOOptimizer]] = {method.name: method for method in (MeZO, MeZOMomentum)}
+_METHODS: dict[str, type[ZOOptimizer | FirstOrder]] = {
+    method.name: method for method in (MeZO, MeZOMomentum, FTSGD, FTAdamW)
+}
 
 
 def available() -> tuple[str, ...]:
@@ -19,7 +34,7 @@ def available() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def get(name: str) -> type[ZOOptimizer]:
+def get(name: str) -> type[ZOOptimizer | FirstOrder]:
     """The optimizer class called ``name``.
 
     Raises:
@@ -30,6 +45,6 @@ def get(name: str) -> type[ZOOptimizer]:
     return _METHODS[name]
 
 
-def create(name: str, params: Params, **fields: Any) -> ZOOptimizer:
+def create(name: str, params: Params, **fields: Any) -> ZOOptimizer | FirstOrder:
     """The optimizer called ``name`` for a model or its parameters: ``create("mezo", model, lr=1e-6)``."""
     return get(name)(params, **fields)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.trainer import TRAINER_STATE_NAME
 
-from zoengine.methods import ZOOptimizer
+from zoengine.trainer.optimizer import Method
 
 OPTIMIZER_JSON = "optimizer.json"
 OPTIMIZER_TENSORS = "optimizer.safetensors"
@@ -37,7 +37,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be continued from; the message names the file and the reason."""
 
 
-def save_optimizer(folder: Path, optimizer: ZOOptimizer, scheduler: Any) -> None:
+def save_optimizer(folder: Path, optimizer: Method, scheduler: Any) -> None:
     """Write the optimizer's and the LR scheduler's state into ``folder``.
 
     Raises:
@@ -58,7 +58,7 @@ def save_optimizer(folder: Path, optimizer: ZOOptimizer, scheduler: Any) -> None
     (folder / OPTIMIZER_JSON).write_text(text + "\n", encoding="utf-8")
 
 
-def load_optimizer(folder: Path, optimizer: ZOOptimizer, scheduler: Any) -> None:
+def load_optimizer(folder: Path, optimizer: Method, scheduler: Any) -> None:
     """Restore what :func:`save_optimizer` wrote.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from zoengine.trainer.optimizer import unwrapped
+from zoengine.trainer.optimizer import passes, unwrapped
 
 Row = dict[str, Any]
 
@@ -65,8 +65,8 @@ class MetricsWriter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = unwrapped(kwargs["optimizer"])
         self.write(
-            "step", step=state.global_step, forward_passes=optimizer.forward_passes, loss=optimizer.last_loss,
-            lr=optimizer.last_lr, seconds=round(self._trained + time.monotonic() - self._began, 3),
+            "step", step=state.global_step, **passes(optimizer), loss=optimizer.last_loss, lr=optimizer.last_lr,
+            seconds=round(self._trained + time.monotonic() - self._began, 3),
         )  # fmt: skip
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:

@@ -58,6 +58,7 @@ class Outcome:
     split: str
     before: dict[str, float]
     after: dict[str, float] | None
+    backward_passes: int = 0
     signal: int | None = None
 
 
@@ -162,15 +163,17 @@ class _Run:
         else:
             with self.stop.listening():
                 step = self.trainer.train(resume_from_checkpoint=self.start).global_step
-        passes = max((row["forward_passes"] for row in self.metrics.rows if row["kind"] == "step"), default=0)
+        steps = [row for row in self.metrics.rows if row["kind"] == "step"]
+        passes = max((row["forward_passes"] for row in steps), default=0)
+        backward = max((row.get("backward_passes", 0) for row in steps), default=0)
         before = self._scores(first=True)
         if self.stop.signal is not None and step < self.config.run.steps:
             seconds = time.monotonic() - began
-            return Outcome(self.folder, step, passes, seconds, self.split, before, None, self.stop.signal)
+            return Outcome(self.folder, step, passes, seconds, self.split, before, None, backward, self.stop.signal)
         models.save(self.model, self.tokenizer, self.folder / "model")
         self._measure(step, passes)
         outcome = Outcome(
-            self.folder, step, passes, time.monotonic() - began, self.split, before, self._scores(first=False)
+            self.folder, step, passes, time.monotonic() - began, self.split, before, self._scores(first=False), backward
         )
         self._report(outcome)
         return outcome

@@ -1,4 +1,4 @@
-"""``ZOTrainer``: transformers' Trainer with a zeroth-order step. Hooks are overridden; the loop is Trainer's own."""
+"""``ZOTrainer``: transformers' Trainer with a step that asks a closure. Hooks are overridden, the loop is Trainer's."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from transformers.trainer_utils import speed_metrics
 
 from zoengine import methods
 from zoengine.evaluation import Closure
-from zoengine.methods import ZOOptimizer
 from zoengine.trainer import checkpoint
-from zoengine.trainer.optimizer import driven, unwrapped
+from zoengine.trainer.full_data import FullLoss
+from zoengine.trainer.optimizer import Method, driven, passes, unwrapped
 from zoengine.trainer.progress import ZOProgressCallback
 from zoengine.trainer.sampler import LengthGroupedSampler
 
@@ -45,7 +45,7 @@ class Task(Protocol):
 
 
 class ZOTrainer(Trainer):
-    """Trainer whose optimizer needs forward passes only.
+    """Trainer whose optimizer needs forward passes only; the first-order baselines run in it too.
 
     Args:
         zo_method: name of the method, see :func:`zoengine.methods.available`.
@@ -55,11 +55,13 @@ class ZOTrainer(Trainer):
         **kwargs: everything Trainer takes.
 
     A step is taken once per accumulated batch: its closure runs every micro-batch and divides the sum of their losses
-    by the number of their items. Gradient clipping does not exist here. ``save_total_limit`` is 2 unless set.
+    by the number of their items. ``args.max_grad_norm`` is not used: the first-order baselines have ``clip_norm``.
+    ``save_total_limit`` is 2 unless set.
 
     Raises:
         FieldError: an unknown method or hyperparameter, or a bad value.
-        TrainerError: several processes, fp16 with a gradient scaler, or an optimizer of the caller's.
+        TrainerError: several processes, fp16 with a gradient scaler, an optimizer of the caller's, or a method that
+            measures the whole training set where that has no length.
     """
 
     def __init__(
@@ -84,13 +86,15 @@ class ZOTrainer(Trainer):
             self.add_callback(ZOProgressCallback())
 
     @property
-    def zo(self) -> ZOOptimizer | None:
-        """The zeroth-order optimizer; None before ``train``."""
+    def zo(self) -> Method | None:
+        """The optimizer; None before ``train``."""
         return unwrapped(self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = self._zo_class(self.model if model is None else model, **self._all_fields())
+            if getattr(self._zo_class, "needs_full_data", False):
+                self.optimizer.full_closure = self._full_loss()
         return self.optimizer
 
     def _all_fields(self) -> dict[str, Any]:
@@ -133,7 +137,7 @@ class ZOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.zo is not None:
-            logs["forward_passes"] = self.zo.forward_passes
+            logs |= passes(self.zo)
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any) -> Any:
@@ -174,6 +178,23 @@ class ZOTrainer(Trainer):
 
         return closure
 
+    def _full_loss(self) -> FullLoss:
+        """The loss over the training set in batches of the evaluation's size, in the order of the set."""
+        if not hasattr(self.train_dataset, "__len__"):
+            raise TrainerError(f"{self._zo_class.name} measures the whole training set, which must have a length")
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+
+        def loss_sum(batch: dict[str, Any]) -> tuple[Tensor, int]:
+            if self.task is not None:
+                return self.task.loss_sum(self.model_wrapped, batch)
+            count = self._count(batch)
+            mean = self._closure(self.model_wrapped, [batch], torch.tensor(count, device=self.args.device))()
+            return mean * count, count
+
+        return FullLoss(
+            self.train_dataset, self.args.eval_batch_size, lambda rows: self._prepare_inputs(collate(rows)), loss_sum
+        )
+
     def _count(self, batch: dict[str, Any]) -> int:
         """How many items the mean loss of one micro-batch is over: labels that are not ignored, else rows."""
         labels = batch.get("labels")
@@ -183,7 +204,7 @@ class ZOTrainer(Trainer):
         return int(labels.ne(-100).sum())
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        """There is no gradient to log the norm of."""
+        """There is no gradient left to log the norm of."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write it beside its place and move it there, so that whatever bears a checkpoint's name is complete."""
