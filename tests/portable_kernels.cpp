@@ -22,7 +22,7 @@ int main(int count, char** values) {
   if (count != 6) return 2;
   const int dtype = std::atoi(values[1]);
   const int64_t units = std::atoll(values[5]);
-  const Term terms[2] = {{key_of(0x0123456789ABCDEF), 0.5f}, {key_of(42), -0.001f}};
+  const Term terms[2] = {{key_of(0x0123456789ABCDEF), 0, 0.5f}, {key_of(42), 0, -0.001f}};
   const Key rounding = key_of(7);
   for (int64_t term_count = 1; term_count <= 2; ++term_count) {
     AddNoise args{};

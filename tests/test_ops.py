@@ -201,7 +201,7 @@ def test_ops_compile_without_graph_breaks():
     def step(x):
         ops_out = torch.empty_like(x)
         torch.ops.zoengine.add_noise_out(
-            x, torch.tensor([1]), torch.tensor([0.5]), [], None, None, 0, 0, 0, out=ops_out
+            x, torch.tensor([1]), torch.tensor([0]), torch.tensor([0.5]), [], None, None, 0, 0, 0, None, out=ops_out
         )
         return ops_out * 2
 
@@ -215,7 +215,8 @@ def test_opcheck(noise):
     seeds, coeffs = torch.tensor([1, 2]), torch.tensor([0.5, 0.25, 1.0])
     x, starts, lengths = torch.randn(3000), torch.tensor([0, 1024]), torch.tensor([1000, 1500])
     checks = ("test_schema", "test_faketensor")
-    common = (seeds, coeffs, [torch.randn(3000)], torch.tensor([0.9]), torch.tensor([3]), 5, 0, noise)
+    streams = torch.tensor([0, 1])
+    common = (seeds, streams, coeffs, [torch.randn(3000)], torch.tensor([0.9]), torch.tensor([3]), 5, noise, 0, None)
     torch.library.opcheck(torch.ops.zoengine.add_noise_.default, (x.bfloat16(), *common), test_utils=checks)
     torch.library.opcheck(
         torch.ops.zoengine.add_noise_out.default, (x, *common), {"out": torch.empty(3000)}, test_utils=checks

@@ -162,7 +162,7 @@ void add_noise_span(const AddNoise& args, const Span& span, uint32_t* words) {
         const char* next = reinterpret_cast<const char*>((x ? x : out) + tile_place + kTile);
         for (int64_t k = 0; k < args.term_count; ++k) {
           const int stride = kGaussian && k == 0 ? kTile / 256 * static_cast<int>(sizeof(T)) : 0;
-          Philox::run(words + k * kWordsPerTile, args.terms[k].key, noise_tile * 256, args.stream, next, stride);
+          Philox::run(words + k * kWordsPerTile, args.terms[k].key, noise_tile * 256, args.terms[k].stream, next, stride);
         }
         in_buffer = noise_tile;
       }

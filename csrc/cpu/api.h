@@ -19,6 +19,7 @@ struct Key {
 
 struct Term {
   Key key;
+  uint32_t stream;
   float coefficient;
 };
 
@@ -31,7 +32,6 @@ struct AddNoise {
   int64_t state_count;
   const float* keep;    // null: do not multiply
   const Key* rounding;  // null: round to nearest
-  uint32_t stream;
   bool gaussian;  // else rademacher
 };
 

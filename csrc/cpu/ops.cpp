@@ -71,13 +71,17 @@ void run(const AddNoise& args, const Range& range) {
   });
 }
 
-void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& coeffs, const std::vector<Tensor>& states,
-                   const std::optional<Tensor>& keep, const std::optional<Tensor>& sr_seed, int64_t offset,
-                   int64_t stream, int64_t noise, const Tensor& out) {
+void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& streams, const Tensor& coeffs,
+                   const std::vector<Tensor>& states, const std::optional<Tensor>& keep,
+                   const std::optional<Tensor>& sr_seed, int64_t offset, int64_t noise, int64_t transform,
+                   const std::optional<Tensor>& operand, const Tensor& out) {
   const int64_t* seed = seeds.const_data_ptr<int64_t>();
+  const int64_t* stream = streams.const_data_ptr<int64_t>();
   const float* coefficient = coeffs.const_data_ptr<float>();
   std::vector<Term> terms;
-  for (int64_t k = 0; k < seeds.numel(); ++k) terms.push_back({key_of(seed[k]), coefficient[k]});
+  for (int64_t k = 0; k < seeds.numel(); ++k) {
+    terms.push_back({key_of(seed[k]), static_cast<uint32_t>(stream[k]), coefficient[k]});
+  }
   Key rounding;
   if (sr_seed) rounding = key_of(*sr_seed->const_data_ptr<int64_t>());
 
@@ -88,7 +92,6 @@ void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& coeffs, c
   args.state_count = static_cast<int64_t>(states.size());
   args.keep = keep ? keep->const_data_ptr<float>() : nullptr;
   args.rounding = sr_seed ? &rounding : nullptr;
-  args.stream = static_cast<uint32_t>(stream);
   args.gaussian = noise == table::GAUSSIAN;
 
   Range range{static_cast<const char*>(x.const_data_ptr()), static_cast<char*>(out.mutable_data_ptr()), dtype_of(x),
@@ -97,15 +100,16 @@ void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& coeffs, c
   run(args, range);
 }
 
-void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& coeffs, const std::vector<Tensor>& states,
-                const std::optional<Tensor>& keep, const std::optional<Tensor>& sr_seed, int64_t offset,
-                int64_t stream, int64_t noise) {
-  add_noise_out(x, seeds, coeffs, states, keep, sr_seed, offset, stream, noise, x);
+void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& streams, const Tensor& coeffs,
+                const std::vector<Tensor>& states, const std::optional<Tensor>& keep,
+                const std::optional<Tensor>& sr_seed, int64_t offset, int64_t noise, int64_t transform,
+                const std::optional<Tensor>& operand) {
+  add_noise_out(x, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand, x);
 }
 
 void noise_fill_(const Tensor& out, const Tensor& seed, int64_t offset, int64_t stream, int64_t noise) {
-  const Term term{key_of(*seed.const_data_ptr<int64_t>()), 1.0f};
-  run(fill_args(term, stream, noise), {nullptr, static_cast<char*>(out.mutable_data_ptr()), dtype_of(out), out.numel(),
+  const Term term = fill_term(seed, stream);
+  run(fill_args(term, noise), {nullptr, static_cast<char*>(out.mutable_data_ptr()), dtype_of(out), out.numel(),
                                        static_cast<uint64_t>(offset), {}});
 }
 

@@ -154,8 +154,8 @@ class NoiseReader {
 
 Tensor segment_dot_noise(const Tensor& x, const Tensor& seed, const Tensor& starts, const Tensor& lengths,
                          int64_t offset, int64_t stream, int64_t noise) {
-  const Term term{key_of(*seed.const_data_ptr<int64_t>()), 1.0f};
-  const AddNoise args = fill_args(term, stream, noise);
+  const Term term = fill_term(seed, stream);
+  const AddNoise args = fill_args(term, noise);
   return segment_dots(x, starts, lengths, [&] { return NoiseReader(args, static_cast<uint64_t>(offset)); });
 }
 

@@ -57,11 +57,14 @@ class Aligned {
 };
 
 // The noise itself is one term of coefficient 1 added to -0, the only number that leaves every z as it is.
-inline AddNoise fill_args(const Term& term, int64_t stream, int64_t noise) {
+inline Term fill_term(const Tensor& seed, int64_t stream) {
+  return {key_of(*seed.const_data_ptr<int64_t>()), static_cast<uint32_t>(stream), 1.0f};
+}
+
+inline AddNoise fill_args(const Term& term, int64_t noise) {
   AddNoise args{};
   args.terms = &term;
   args.term_count = 1;
-  args.stream = static_cast<uint32_t>(stream);
   args.gaussian = noise == table::GAUSSIAN;
   return args;
 }

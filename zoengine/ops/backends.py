@@ -114,8 +114,13 @@ def current(device: torch.device | str) -> str:
     return "reference"
 
 
+_OLD = {"add_noise_", "add_noise_out", "noise_fill_", "segment_stats", "segment_dot", "segment_dot_noise"}
+
+
 def _route(op: str) -> Callable:
     def routed(x, *args, **kwargs):
+        if _forced is None and (op not in _OLD or (op.startswith("add_noise") and args[8])):  # until the kernels are in
+            return getattr(reference, op)(x, *args, **kwargs)
         return getattr(_load(current(x.device))[0], op)(x, *args, **kwargs)
 
     routed.__name__ = op
