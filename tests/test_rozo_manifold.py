@@ -9,12 +9,10 @@ import torch
 from zoengine.rozo import (
     FLOOR,
     Point,
-    RankError,
     Tangent,
     TrustRegion,
     adam_,
     balance,
-    check_rank,
     product_svd,
     scaled,
 )
@@ -254,12 +252,6 @@ def test_a_step_without_one_half():
     xi = Tangent(torch.zeros_like(at.B), sampled(at).R)
     B, A = at.retract(xi)
     assert close(B @ A, at.B @ at.A + dense(at, xi), 1e-11)  # still of rank r
-
-
-def test_rank_limit_names_the_module():
-    check_rank("layer.q", 8, 100, 4)
-    with pytest.raises(RankError, match=r"'layer.q'.*rank 5 on a 8 x 100.*at most 4"):
-        check_rank("layer.q", 8, 100, 5)
 
 
 def test_scaled_step_is_the_same_in_every_gauge():

@@ -29,23 +29,6 @@ from torch import Tensor
 FLOOR = 1e-3
 
 
-class RankError(ValueError):
-    """The rank of an adapter is too large for its matrix; the message names the module."""
-
-
-def check_rank(name: str, m: int, n: int, r: int) -> None:
-    """Verify 2 r <= min(m, n), which the retraction needs: a step from Y is a matrix of rank 2 r.
-
-    Raises:
-        RankError: it does not hold; names the module, its shape and the largest rank.
-    """
-    if not 1 <= r <= min(m, n) // 2:
-        raise RankError(
-            f"{name!r}: rank {r} on a {m} x {n} matrix; retraction by SVD needs 2 rank <= min(rows, columns), so take "
-            f"a rank of at most {min(m, n) // 2}, or leave this module without an adapter"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Point:
     """A batch of points Y = B A in polar form, B = U H and A = K V', with H and K symmetric positive (G, r, r).
@@ -111,8 +94,8 @@ class Point:
         """Balanced factors of the best rank-r approximation of keep Y + xi, in the gauge nearest to (B, A).
 
         keep Y + xi = [U Qu] C [V Qv]' with thin QRs Up = Qu Ru, Vp = Qv Rv and the 2r x 2r core
-        C = [[keep H K + M, Rv'], [Ru, 0]], whose SVD is cut to r. Second order in xi. Needs 2 r <= min(m, n), see
-        :func:`check_rank`. ``keep`` is where decoupled weight decay of Y enters: S <- keep S.
+        C = [[keep H K + M, Rv'], [Ru, 0]], whose SVD is cut to r. Second order in xi. Needs 2 r <= min(m, n): a step
+        from Y has rank 2 r. ``keep`` is where decoupled weight decay of Y enters: S <- keep S.
         """
         M = xi.R @ self.V
         Qu, Ru = torch.linalg.qr(xi.Up)
