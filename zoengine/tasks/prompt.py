@@ -7,31 +7,19 @@ Malladi et al. 2023 (MeZO, https://arxiv.org/abs/2305.17333). It computes no log
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoengine.data import Example
 from zoengine.tasks.label_logits import LabelLogits
+from zoengine.tasks.labelled import Encoded, LabelledTexts, TaskError
 
 _log = logging.getLogger(__name__)
 
 
-class TaskError(ValueError):
-    """A task that does not fit its tokenizer, model or data."""
-
-
-class Encoded(TypedDict):
-    """One tokenised example."""
-
-    input_ids: list[int]
-    labels: int
-
-
-class PromptClassification:
+class PromptClassification(LabelledTexts):
     """Classify a text by the label word that follows `template` filled with it.
 
     tokenizer: any Hugging Face tokenizer. template: has one `{text}`; outer white space of the prompt is removed, so a
@@ -55,6 +43,7 @@ class PromptClassification:
         self.tokenizer = tokenizer
         self.template = template
         self.label_words = tuple(label_words)
+        self.label_names = tuple(word.strip() for word in label_words)
         self.max_length = max_length
         self.truncated = 0
         self.label_ids = self._label_ids()
@@ -76,10 +65,6 @@ class PromptClassification:
             ids = head + ids[len(ids) - self.max_length + len(head) :]
         return {"input_ids": ids, "labels": example.label}
 
-    def dataset(self, examples: Sequence[Example]) -> list[Encoded]:
-        """All examples tokenised once: a map-style dataset for a DataLoader or a Trainer, with `collate` beside it."""
-        return [self.encode(example) for example in examples]
-
     def collate(self, examples: Sequence[Example | Encoded]) -> dict[str, Tensor]:
         """A batch of B examples, encoded or not, padded on the right to the longest, L tokens.
 
@@ -87,61 +72,12 @@ class PromptClassification:
         There is no attention mask: under causal attention no token sees the padding to its right, and without a mask
         torch's attention takes its fast causal path.
         """
-        if not examples:
-            raise TaskError("collate was given no examples")
-        encoded = [self.encode(item) if isinstance(item, Example) else item for item in examples]
-        lengths = torch.tensor([len(item["input_ids"]) for item in encoded])
-        input_ids = torch.zeros(len(encoded), int(lengths.max()), dtype=torch.int64)  # any valid id serves as padding
-        for row, item in zip(input_ids, encoded, strict=True):
-            row[: len(item["input_ids"])] = torch.tensor(item["input_ids"])
-        labels = torch.tensor([item["labels"] for item in encoded])
+        input_ids, lengths, labels = self._padded(self._encoded(examples), pad=0)  # any valid id serves as padding
         return {"input_ids": input_ids, "last": lengths - 1, "labels": labels}
 
     def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """fp32 (B, number of labels): the label words' logits after each prompt, in the model's present weights."""
         return self._label_logits(model, batch["input_ids"], batch["last"])
-
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        """(sum of the examples' losses, an fp32 scalar; number of examples): adds up right over unequal batches."""
-        return F.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the label words, an fp32 scalar."""
-        total, count = self.loss_sum(model, batch)
-        return total / count
-
-    @torch.inference_mode()
-    def evaluate(
-        self,
-        model: nn.Module,
-        examples: Sequence[Example | Encoded],
-        batch_size: int = 32,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> dict[str, float]:
-        """{"accuracy", "loss" (mean), "n"} over `examples`, with dropout off and examples of like length together.
-
-        progress(done, total) is called after every batch, counting examples.
-        """
-        if not examples:
-            raise TaskError("evaluate was given no examples")
-        encoded = [self.encode(item) if isinstance(item, Example) else item for item in examples]
-        encoded.sort(key=lambda item: len(item["input_ids"]))
-        device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
-        try:
-            right, total, done = 0, 0.0, 0
-            for start in range(0, len(encoded), batch_size):
-                batch = {k: v.to(device) for k, v in self.collate(encoded[start : start + batch_size]).items()}
-                logits = self.logits(model, batch)
-                right += int((logits.argmax(dim=1) == batch["labels"]).sum())
-                total += float(F.cross_entropy(logits, batch["labels"], reduction="sum"))
-                done += len(logits)
-                if progress is not None:
-                    progress(done, len(encoded))
-        finally:
-            model.train(was_training)
-        return {"accuracy": right / done, "loss": total / done, "n": done}
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, truncation=False, verbose=False)["input_ids"]

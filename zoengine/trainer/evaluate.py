@@ -8,7 +8,7 @@ from typing import Any
 
 from zoengine import config, data, models
 from zoengine.trainer import checkpoint
-from zoengine.trainer.run import RunError, build_task, pick_device, read_splits
+from zoengine.trainer.run import RunError, build_task, classes, pick_device, read_splits
 
 
 def evaluate(target: str, overrides: Sequence[str], split: str) -> dict[str, Any]:
@@ -51,10 +51,13 @@ def _weights(folder: Path) -> Path:
 
 
 def _load(settings: config.Config, weights: Path | None) -> tuple[Any, Any]:
-    device = pick_device(settings.model.device)
+    how = {
+        "dtype": settings.model.dtype, "device": pick_device(settings.model.device), "classes": classes(settings),
+        "seed": settings.run.seed,
+    }  # fmt: skip
     if weights is not None and (weights / "adapter_config.json").is_file():
         from peft import PeftModel
 
-        model, tokenizer = models.load(settings.model.path, dtype=settings.model.dtype, device=device)
+        model, tokenizer = models.load(settings.model.path, **how)
         return PeftModel.from_pretrained(model, weights, use_safetensors=True).eval(), tokenizer
-    return models.load(weights or settings.model.path, dtype=settings.model.dtype, device=device)
+    return models.load(weights or settings.model.path, **how)

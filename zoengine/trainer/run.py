@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError, dump, load
 from zoengine.data import Example
-from zoengine.tasks import PromptClassification
+from zoengine.tasks import Classification, LabelledTexts, PromptClassification
 from zoengine.trainer import checkpoint
 from zoengine.trainer.interrupt import StopOnSignal
 from zoengine.trainer.metrics import MetricsWriter
@@ -81,11 +81,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
     folder, start = _folder(config, resume, overwrite)
     backend = config.run.backend
     with nullcontext() if backend == "auto" else ops.use(backend):
-        model, tokenizer = models.load(
-            config.model.path, dtype=config.model.dtype, device=device, seed=config.run.seed,
-            tuning=config.tuning.kind, lora_r=config.tuning.lora_r, lora_alpha=config.tuning.lora_alpha,
-            lora_target_modules=config.tuning.lora_target_modules, parameters=config.tuning.parameters,
-        )  # fmt: skip
+        model, tokenizer = load_model(config, device)
         run = _Run(config, folder, start, model, tokenizer, splits, command)
         try:
             return run(began)
@@ -93,9 +89,26 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
             run.metrics.close()
 
 
-def build_task(config: Config, tokenizer: Any) -> PromptClassification:
+def load_model(config: Config, device: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of ``config``, ready to be tuned as it says."""
+    tuning = config.tuning
+    return models.load(
+        config.model.path, classes=classes(config), dtype=config.model.dtype, device=device, seed=config.run.seed,
+        tuning=tuning.kind, lora_r=tuning.lora_r, lora_alpha=tuning.lora_alpha,
+        lora_target_modules=tuning.lora_target_modules, parameters=tuning.parameters,
+    )  # fmt: skip
+
+
+def classes(config: Config) -> int | None:
+    """How many outputs the model's head has; None for a task that needs no head."""
+    return len(config.data.options) if config.task.name == "classification" else None
+
+
+def build_task(config: Config, tokenizer: Any) -> LabelledTexts:
     """The task of ``config`` for a tokenizer."""
     task = config.task
+    if task.name == "classification":
+        return Classification(tokenizer, options=config.data.options, max_length=task.max_length)
     return PromptClassification(
         tokenizer, template=task.template, label_words=task.label_words, max_length=task.max_length
     )
@@ -235,9 +248,9 @@ class _Run:
         report.plot(rows, self.folder / "curve.png", split=self.split)
         shown = [(e.text, self.config.data.options[e.label]) for e in self.examples[self.split][:_SHOWN]]
         found = [row["predictions"] for row in rows if row["kind"] == "predictions"]
-        words = self.config.task.label_words
+        words = self.task.label_names
         sentences = [
-            report.Sentence(text, words[e.label].strip(), words[old].strip(), words[new].strip(), new == e.label)
+            report.Sentence(text, words[e.label], words[old], words[new], new == e.label)
             for (text, _), e, old, new in zip(shown, self.examples[self.split], found[0], found[-1], strict=False)
         ]
         report.write_html(rows, sentences, outcome, dump(self.config), self.folder / "report.html")
@@ -246,7 +259,7 @@ class _Run:
 
 
 @torch.inference_mode()
-def predict(task: PromptClassification, model: Any, encoded: list[Any]) -> list[int]:
+def predict(task: LabelledTexts, model: Any, encoded: list[Any]) -> list[int]:
     """The label that ``model`` gives each example."""
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in task.collate(encoded).items()}
