@@ -121,6 +121,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file cannot be read, or a key or value is not as declared here.
     """
+    return check(read(path, overrides, Config))
+
+
+def read(path: str | Path, overrides: Sequence[str], root: type[BaseModel]) -> dict[str, Any]:
+    """What stands in the file, or in the run's folder, with overrides; nothing is checked yet.
+
+    Raises:
+        ConfigError: the file cannot be read or is no mapping (of the sections of ``root``).
+    """
     path, folder = Path(path), None
     if (path / "config.yaml").is_file():
         path, folder = path / "config.yaml", path
@@ -132,10 +141,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"cannot read {path}: {error}") from error
     values = _parse(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(Config.model_fields)}")
+        raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(root.model_fields)}")
     if folder is not None:
         overrides = [f"run.output_dir={json.dumps(str(folder))}", *overrides]  # it may have been moved
-    return check(_overridden(values, overrides))
+    return _overridden(values, overrides)
 
 
 def for_model(path: str, overrides: Sequence[str] = ()) -> Config:
@@ -153,7 +162,7 @@ def check(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_message(error)) from None
+        raise ConfigError(message(error, Config)) from None
     fields = dict(config.method)
     name = fields.pop("name", "mezo")
     if not isinstance(name, str):
@@ -211,12 +220,13 @@ def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
     return values
 
 
-def _message(error: ValidationError) -> str:
+def message(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first problem of ``error``, in a configuration of the type ``root``, as one line."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "str", "constrained")))
     more = f" (and {len(others)} more such problems)" if others else ""
     if first["type"] == "extra_forbidden":
-        section = Config
+        section = root
         for part in first["loc"][:-1]:
             section = section.model_fields[part].annotation
         return f"unknown key {key!r}{nearest(str(first['loc'][-1]), section.model_fields)}{more}"

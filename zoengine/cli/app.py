@@ -13,6 +13,7 @@ import typer
 
 import zoengine
 from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+from zoengine.cli.meta_train import meta_train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +63,7 @@ def train(
         if resume and overwrite:
             raise typer.BadParameter("--resume and --overwrite exclude each other")
         need_hf()
-        _quiet()
+        quiet()
         from zoengine.trainer.run import train as run
 
         command = shlex.join(["zoengine", *sys.argv[1:]])
@@ -91,7 +92,7 @@ def evaluate(
     """Accuracy and loss of a trained or untouched model."""
     with reported(debug):
         need_hf()
-        _quiet()
+        quiet()
         from zoengine.trainer.evaluate import evaluate as measure
 
         found = measure(target, overrides or [], split)
@@ -100,6 +101,9 @@ def evaluate(
     else:
         scores = f"accuracy {found['accuracy']:.1%}, loss {found['loss']:.4f}"
         typer.echo(f"{scores} on {found['n']} {split} sentences, {found['model']}")
+
+
+app.command("meta-train")(meta_train)
 
 
 @app.command("methods")
@@ -122,7 +126,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep other people's bars and advice off the screen; errors still show."""
     import warnings
 

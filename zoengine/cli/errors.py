@@ -15,6 +15,7 @@ from zoengine.data import DataError
 from zoengine.evaluation import EvaluationError, NonFiniteLossError
 from zoengine.methods import FieldError
 from zoengine.ops.backends import BackendError
+from zoengine.pertnn import PertNNError
 
 BAD_INPUT = 2  # nothing was done; something given has to change
 STOPPED = 3  # a run ended before its time
@@ -50,7 +51,9 @@ def reported(debug: bool) -> Iterator[None]:
 
 
 def _bad_input() -> tuple[type[Exception], ...]:
-    known: list[type[Exception]] = [ArenaError, BackendError, ConfigError, DataError, FieldError, MissingExtraError]
+    known: list[type[Exception]] = [
+        ArenaError, BackendError, ConfigError, DataError, FieldError, MissingExtraError, PertNNError
+    ]  # fmt: skip
     if "zoengine.trainer.run" in sys.modules:
         from zoengine.models import ModelError
         from zoengine.tasks import TaskError

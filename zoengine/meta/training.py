@@ -44,9 +44,7 @@ class MetaFields:
     zo_lr: float = _field(1e-6, "eta_1: rate of the zeroth-order step that is judged")
     zo_eps: float = _field(1e-3, "perturbation size")
     meta_lr: float = _field(1e-2, "eta_2: SGD rate of the networks")
-    meta_normalise: bool = _field(
-        True, "divide the meta-gradient by zo_lr |c|; false: the paper's formula as it stands"
-    )
+    meta_normalise: bool = _field(True, "divide the meta-gradient by its scale, zo_lr E[c^2]; false: as it is")
     zoft_reuse_grad: bool = _field(False, "walk along the gradient after the judged step: one backward less a step")
     zoft_reading: Literal["std", "alg1"] = _field("std", "sigma as standard deviation, or Algorithm 1 literally")
     feed_normalised: bool = _field(True, "the networks see their last sigma normalised (bounded), or as it came")
@@ -85,10 +83,15 @@ class MetaTrainer:
     4. networks <- networks - meta_lr dJ/dw;
     5. theta <- theta - fo_lr grad L(theta): the trajectory that shows the networks weights of all stages of training.
 
-    With ``meta_normalise`` (default) dJ/ds is divided by zo_lr |c|: with the paper's zo_lr of 1e-6 the raw gradient is
-    so small that meta_lr would have to know its scale. theta goes back to the weights it had at first after
-    ``cycle_steps`` steps, or when the smoothed loss has fallen below ``reset_loss`` of the cycle's first; sigma and the
-    remembered losses then start anew, as they will in deployment.
+    dJ/ds has the unit of zo_lr c^2, which varies by orders of magnitude along a trajectory and between models; SGD with
+    one meta_lr cannot follow that. With ``meta_normalise`` (default) it is divided by zo_lr times the mean of c^2 over
+    z, sum_i s_i^2 |G_i|^2, or times c^2 if that is larger (a step far too long can end where G is small). What is left
+    is, by block, the share of the slope that the direction caught, less what curvature takes back: a number of order 1
+    whatever the unit of the loss.
+
+    theta goes back to the weights it had at first after ``cycle_steps`` steps, or when the smoothed loss has fallen
+    below ``reset_loss`` of the cycle's first; sigma and the remembered losses then start anew, as they will in
+    deployment.
 
     Theta itself is never perturbed: the three points are formed in a copy. 16-bit weights take the trajectory's step
     with stochastic rounding. Memory: weights three times (one copy on the host where the model is not), the gradient
@@ -102,6 +105,10 @@ class MetaTrainer:
 
     Use it as a context manager: on leaving, in whatever way, the weights are those from the beginning, bit for bit.
 
+    Attributes:
+        networks: the :class:`~zoengine.pertnn.PertNN`.
+        last_scales: s of every block in the last step, float64 (S,).
+
     Raises:
         FieldError: an unknown field or a bad value.
         ArenaError: the parameters cannot be trained this way.
@@ -113,7 +120,7 @@ class MetaTrainer:
         self.fields: MetaFields = build(MetaFields, fields, "meta-training")
         if cycle_steps is not None and cycle_steps < 1:
             raise FieldError(f"cycle_steps must be at least 1 or None, got {cycle_steps}")
-        self.cycle_steps = cycle_steps
+        self.model, self.cycle_steps = model, cycle_steps
         self.arena = Arena.from_module(model)
         blocks = blocks_of(self.arena.segments)
         if networks is None:
@@ -128,6 +135,7 @@ class MetaTrainer:
         self._point_views = self.arena.views(self._point)
         self._gradient = self.arena.new_state()
         self._hooks = self._collect_gradients()
+        self.last_scales = torch.ones_like(self.statistics.numels)
         self.step_number = 0
         self.forward_passes = self.backward_passes = 0
         self._begin_cycle()
@@ -181,13 +189,14 @@ class MetaTrainer:
         dots = self.statistics.dots(self._gradient, seed, fields.noise)
         d_scales = -fields.zo_lr * c * dots
         if fields.meta_normalise:
-            square = self.statistics.squares(self._gradient)
-            d_scales = d_scales / (fields.zo_lr * (s.square() * square).sum()).clamp(min=_TINY)
+            mean_square = (s.square() * self.statistics.squares(self._gradient)).sum()
+            d_scales = d_scales / (fields.zo_lr * mean_square.clamp(min=max(c * c, _TINY)))
         d_sigma = gradient_of_sigma(d_scales, constant, self.statistics.numels, fields.zoft_reading)
         before = None if fields.zoft_reuse_grad else self._backward(closure, None)
         watched = [after, d_sigma.norm(), self._gradient_norm(), s.min(), s.max()]
         after, size, _, smallest, largest = read(watched, step)
 
+        self.last_scales = s
         self._learn(sigma, d_sigma)
         self._walk(step)
         self._losses, self._sigma = (plus, minus), normalised if fields.feed_normalised else constant
@@ -200,10 +209,6 @@ class MetaTrainer:
             "reset": self._end_of_cycle(loss), "forward_passes": self.forward_passes,
             "backward_passes": self.backward_passes,
         }  # fmt: skip
-
-    def scales(self) -> list[float]:
-        """s of every block as the last step left it; 1 at the beginning of a cycle."""
-        return scales(normalise(self._sigma, self.statistics.numels), self.fields.zoft_reading).tolist()
 
     def _moved(self, seed: int, factors: Sequence[Tensor], coeff: float) -> Sequence[Tensor]:
         """The copy, holding theta + coeff s z; ``factors``: s by tile."""
