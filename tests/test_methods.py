@@ -297,13 +297,13 @@ def test_a_failing_closure_leaves_the_weights_clean(bad, name, mode):
 def test_an_interrupt_while_applying_finishes_the_step():
     problem, untroubled = Problem(), Problem()
     optimizer, twin = problem.optimizer("mezo-momentum"), untroubled.optimizer("mezo-momentum")
-    original = optimizer._mode.fold
+    original = optimizer._mode.fold_and_update
 
     def interrupted(*args):
         original(*args)
         os.kill(os.getpid(), signal.SIGINT)
 
-    optimizer._mode.fold = interrupted
+    optimizer._mode.fold_and_update = interrupted
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(problem)
     twin.step(untroubled)

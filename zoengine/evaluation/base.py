@@ -1,4 +1,4 @@
-"""What the modes have in common: asking the closure, and launching one pass over the arena."""
+"""What the modes have in common: asking the closure, and carrying out changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from zoengine import ops
-from zoengine.arena import Arena, Span
-from zoengine.directions import Noise, Step, Term
+from zoengine.arena import Span
+from zoengine.directions import Evaluate, Fold, FoldAndUpdate, Rule, State, Step, Term, Update, merged, scaled
+from zoengine.transforms import Dense
 
 Loss = Tensor | float
 Closure = Callable[[], Loss]
@@ -29,81 +30,116 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Mode(ABC):
-    """Evaluates losses at perturbed weights and applies updates, for one arena and the states of one method.
+    """Evaluates losses at perturbed weights and carries out a method's changes, for one arena.
 
     Args:
-        arena: the weights.
-        states: fp32 buffers of the method's states by name, one per buffer of the arena.
-        noise: distribution of the directions, as in :func:`zoengine.ops.add_noise_`.
+        transform: what the directions are made of; it knows the arena and the states.
+        copies: the method's copies of theta by name, one tensor per buffer, in theta's dtypes.
         rounding: how updates of 16-bit weights are rounded, ``"stochastic"`` or ``"nearest"``.
     """
 
-    def __init__(self, arena: Arena, states: dict[str, list[Tensor]], noise: str, rounding: str) -> None:
-        self.arena = arena
-        self.states = states
-        self.noise = noise
+    def __init__(self, transform: Dense, copies: dict[str, list[Tensor]], rounding: str) -> None:
+        self.arena = transform.arena
+        self.transform = transform
+        self.copies = copies
         self.rounding = rounding
 
     @abstractmethod
-    def evaluate(self, step: Step, terms: Sequence[Term], closure: Closure) -> Loss:
-        """What ``closure`` returns when the model reads theta + ``terms``, not yet read from the device."""
+    def evaluate(self, step: Step, request: Evaluate, closure: Closure) -> Loss:
+        """What ``closure`` returns when the model reads the point asked for, not yet read from the device."""
 
     @abstractmethod
-    def skip(self, step: Step, terms: Sequence[Term]) -> None:
+    def skip(self, step: Step, request: Evaluate) -> None:
         """What :meth:`evaluate` does to the weights, without a forward: for a replay from recorded losses."""
 
     @abstractmethod
-    def update(self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
-        """theta <- (1 - lr weight_decay) theta - lr sum(terms), with one lr and weight_decay per parameter group."""
+    def outstanding(self) -> Sequence[Term]:
+        """The perturbation that stands in theta."""
 
     @abstractmethod
     def settle(self, step: Step) -> None:
-        """Leave theta clean: no perturbation outstanding."""
+        """Leave theta and its copies clean: no perturbation outstanding."""
 
-    def fold(self, step: Step, name: str, keep: float, terms: Sequence[Noise]) -> None:
+    @abstractmethod
+    def _settled(self) -> None:
+        """A pass has taken the outstanding perturbation out of theta."""
+
+    def update(self, step: Step, update: Update, lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
+        """theta <- (1 - lr weight_decay) theta - lr sum(terms), with one lr and weight_decay per parameter group."""
+        with uninterrupted():
+            for span, keep, lr in self._update_spans(lrs, weight_decays):
+                moves = self._moves(update.terms, keep, lr)
+                self.transform.add(span, self.arena.buffers, moves, keep=keep, sr_seed=self._update_seed(step))
+            self._settled()
+
+    def fold(self, step: Step, fold: Fold) -> None:
         """state[name] <- keep state[name] + sum(terms)."""
-        for span in self.arena.spans:
-            self._launch(span, self.states[name], terms, keep=keep)
+        if self._stands_in_theta(fold.name):
+            self.settle(step)  # undoing it later would use the state's new values
+        self.transform.fold(fold)
 
-    def _launch(
-        self,
-        span: Span,
-        source: Sequence[Tensor],
-        terms: Sequence[Term],
-        *,
-        keep: float = 1.0,
-        target: Sequence[Tensor] | None = None,
-        sr_seed: int | None = None,
+    def fold_and_update(
+        self, step: Step, request: FoldAndUpdate, lrs: Sequence[float], weight_decays: Sequence[float]
     ) -> None:
-        """target (or source) = keep source + sum(terms) over one span, in one pass.
-
-        Terms whose coefficient is 0 are dropped, not multiplied: -0.0 + 0 z would become +0.0.
-        """
-        noises = [t for t in terms if isinstance(t, Noise) and t.coeff != 0.0]
-        states = [t for t in terms if not isinstance(t, Noise) and t.coeff != 0.0]
-        if target is None and not noises and not states and keep == 1.0:
+        """A fold and an update, in one pass if transform and terms allow, else one after the other."""
+        fold, update = request.fold, request.update
+        others = any(isinstance(t, State) and t.name != fold.name for t in update.terms)
+        if others or not self.transform.fuses:
+            if request.fold_first:
+                self.fold(step, fold)
+            self.update(step, update, lrs, weight_decays)
+            if not request.fold_first:
+                self.fold(step, fold)
             return
-        where = slice(span.start, span.stop)
-        ops.add_noise_(
-            source[span.buffer][where],
-            [t.seed for t in noises],
-            [t.coeff for t in noises],
-            offset=span.index,
-            noise=self.noise,
-            states=[self.states[t.name][span.buffer][where] for t in states],
-            state_coeffs=[t.coeff for t in states],
-            decay=1.0 - keep,
-            out=None if target is None else target[span.buffer][where],
-            rounding="nearest" if sr_seed is None else "stochastic",
-            sr_seed=sr_seed or 0,
-        )
+        if request.fold_first and self._stands_in_theta(fold.name):
+            self.settle(step)
+        with uninterrupted():
+            squares = [
+                self.transform.fold_span(
+                    span, fold, theta=self.arena.buffers, keep=keep, terms=self._moves(update.terms, keep, lr),
+                    fold_first=request.fold_first, sr_seed=self._update_seed(step),
+                )
+                for span, keep, lr in self._update_spans(lrs, weight_decays)
+            ]  # fmt: skip
+            self.transform.set_norm(fold, squares)
+            self._settled()
+
+    def rule(self, step: Step, rule: Rule, lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
+        """theta and states through an elementwise rule."""
+        self.settle(step)
+        tensors = self.transform.states.tensors
+        with uninterrupted():
+            for span, keep, lr in self._update_spans(lrs, weight_decays):
+                where, factor = slice(span.start, span.stop), 1.0 if rule.step is not None else -lr
+                theta = self.arena.buffers[span.buffer][where]
+                ops.rule_step_(
+                    theta if lr else theta.clone(),  # with lr 0 only the states move: theta - 0 u would lose a -0.0
+                    rule.name,
+                    [tensors[name][span.buffer][where] for name in rule.states],
+                    [t.seed for t in rule.terms],
+                    [*(t.coeff * factor for t in rule.terms), *rule.second],
+                    {**rule.scalars, **({} if rule.step is None else {"step": -lr * rule.step})},
+                    keep=keep,
+                    offset=span.index,
+                    stream=[t.stream for t in rule.terms],
+                    noise=self.transform.noise,
+                    rounding="nearest" if self._update_seed(step) is None else "stochastic",
+                    sr_seed=self._update_seed(step) or 0,
+                )
+
+    def _moves(self, terms: Sequence[Term], keep: float, lr: float) -> list[Term]:
+        """What to add to keep theta' for keep theta - lr terms, where theta' = theta + outstanding is what is there."""
+        return merged([*scaled(self.outstanding(), -keep), *scaled(terms, -lr)])
+
+    def _stands_in_theta(self, name: str) -> bool:
+        return any(isinstance(t, State) and t.name == name for t in self.outstanding())
 
     def _update_spans(
         self, lrs: Sequence[float], weight_decays: Sequence[float]
     ) -> Iterator[tuple[Span, float, float]]:
         """(span, keep factor, lr) of the launches an update needs: one per buffer when all groups agree."""
         uniform = len(set(lrs)) == 1 and not any(lr * decay for lr, decay in zip(lrs, weight_decays, strict=True))
-        for span in self.arena.spans if uniform else self.arena.group_spans:
+        for span in self.transform.spans(by_group=not uniform):
             decay = lrs[span.group] * weight_decays[span.group] if span.decays else 0.0
             yield span, 1.0 - decay, lrs[span.group]
 

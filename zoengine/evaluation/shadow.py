@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from zoengine.directions import Step, Term
+from zoengine.directions import Evaluate, Step, Term
 from zoengine.evaluation.base import Closure, Loss, Mode, call
 
 
@@ -22,21 +22,23 @@ class Shadow(Mode):
         self._copies = [torch.zeros_like(buffer) for buffer in self.arena.buffers]
         self._views = self.arena.views(self._copies)
 
-    def evaluate(self, step: Step, terms: Sequence[Term], closure: Closure) -> Loss:
-        if not any(t.coeff for t in terms):
+    def evaluate(self, step: Step, request: Evaluate, closure: Closure) -> Loss:
+        base = self.arena.buffers if request.base is None else self.copies[request.base]
+        if request.base is None and not any(t.coeff for t in request.terms):
             return call(closure)
-        for span in self.arena.spans:
-            self._launch(span, self.arena.buffers, terms, target=self._copies)
+        for span in self.transform.spans(by_group=False):
+            self.transform.add(span, base, request.terms, target=self._copies)
         with self.arena.reading(self._views):
             return call(closure)
 
-    def skip(self, step: Step, terms: Sequence[Term]) -> None:
+    def skip(self, step: Step, request: Evaluate) -> None:
         """Nothing: queries never touch theta."""
+
+    def outstanding(self) -> Sequence[Term]:
+        return ()
 
     def settle(self, step: Step) -> None:
         """Nothing: theta is always clean."""
 
-    def update(self, step: Step, terms: Sequence[Term], lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
-        seed = self._update_seed(step)
-        for span, keep, lr in self._update_spans(lrs, weight_decays):
-            self._launch(span, self.arena.buffers, [t.scaled(-lr) for t in terms], keep=keep, sr_seed=seed)
+    def _settled(self) -> None:
+        """Nothing."""

@@ -7,6 +7,7 @@ can be answered by a model, by a log (:meth:`ZOOptimizer.replay`) or by a formul
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from abc import abstractmethod
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from zoengine.arena import Arena
-from zoengine.directions import Fold, Request, Step, Update
+from zoengine.directions import Call, Change, Evaluate, Fold, FoldAndUpdate, Request, Rule, Step, Update
 from zoengine.evaluation import Closure, Mode, choose_mode
 from zoengine.evaluation.base import read, uninterrupted
 from zoengine.methods.fields import FieldError, Fields, build
 from zoengine.noise import table
+from zoengine.transforms import Dense, States
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ Run = Generator[Request, Any, float]
 Params = nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 _GROUP_FIELDS = ("lr", "weight_decay")
+_SQUARES = ".squares"  # ends the name of a state's squared norm among the states of a state_dict
 
 
 class ZOOptimizer(torch.optim.Optimizer):
@@ -48,7 +51,10 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     name: ClassVar[str]
     Fields: ClassVar[type[Fields]]
-    state_names: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()  #: fp32 states laid out as the transform has it, zero at first
+    copy_names: ClassVar[tuple[str, ...]] = ()  #: copies of theta in its own dtype
+    needs_full_data: ClassVar[bool] = False  #: whether ``full_closure`` has to be set
+    backwards_per_step: ClassVar[int] = 0
 
     def __init__(self, params: Params, **fields: Any) -> None:
         self.fields: Any = build(self.Fields, fields, self.name)
@@ -61,13 +67,38 @@ class ZOOptimizer(torch.optim.Optimizer):
             for given, group in zip(groups, self.param_groups, strict=True)
         ]
         self.arena = Arena(named, module=module)
-        self.states: dict[str, list[Tensor]] = {name: self.arena.new_state() for name in self.state_names}
+        self._states = States()
+        self.transform = self.make_transform()
+        for state in self.state_names:
+            self._states.tensors[state] = self.transform.new_state()
+        self.copies: dict[str, list[Tensor]] = {
+            copy: [buffer.clone() for buffer in self.arena.buffers] for copy in self.copy_names
+        }
+        self.memory: dict[str, Any] = self.new_memory()
         mode = choose_mode(self.fields.mode, self.arena)
-        self._mode: Mode = mode(self.arena, self.states, self.fields.noise, self.fields.rounding)
+        self._mode: Mode = mode(self.transform, self.copies, self.fields.rounding)
         self._module = module
+        self.full_closure: Closure | None = None  #: the loss over all training data, if the method asks for it
+        self.start()
         self._step_number = 0
         self.forward_passes = 0  #: forward passes so far
         self.last_losses: list[float] = []  #: every loss of the last step, in the order of evaluation
+
+    @property
+    def states(self) -> dict[str, list[Tensor]]:
+        """The method's states by name."""
+        return self._states.tensors
+
+    def make_transform(self) -> Dense:
+        """What the method's directions are made of. The arena and ``fields`` are there already, states are not."""
+        return Dense(self.arena, self.fields.noise, self._states)
+
+    def new_memory(self) -> dict[str, Any]:
+        """What the method remembers besides tensors, as JSON can hold it. It changes only after the last evaluation."""
+        return {}
+
+    def start(self) -> None:
+        """The optimizer is built; for methods whose states do not start at zero."""
 
     @property
     def step_number(self) -> int:
@@ -105,12 +136,20 @@ class ZOOptimizer(torch.optim.Optimizer):
         if closure is None:
             raise TypeError(f"{type(self).__name__}.step needs a closure that runs the model and returns its loss")
         self.arena.check()
+        if self.needs_full_data and self.full_closure is None:
+            raise TypeError(
+                f"{type(self).__name__} needs the loss over all training data: set optimizer.full_closure to a "
+                "function that returns it at the current weights (ZOTrainer does so)"
+            )
         if self._step_number == 0:
             self._warn_of_dropout()
         step = self._step()
-        return self._drive(
-            step, lambda request: read([self._mode.evaluate(step, e.terms, closure) for e in request], step)
-        )
+
+        def answer(request: Sequence[Evaluate]) -> list[float]:
+            asked = [(e, self.full_closure if e.full else closure) for e in request]
+            return read([self._mode.evaluate(step, e, function) for e, function in asked], step)
+
+        return self._drive(step, answer)
 
     def replay(self, losses: Sequence[float]) -> float:
         """Take one step answered from recorded losses (``last_losses`` of the original), without any forward.
@@ -128,7 +167,7 @@ class ZOOptimizer(torch.optim.Optimizer):
             if len(remaining) < len(request):
                 raise ValueError(f"step {step.number} needs more than the {len(losses)} recorded losses given")
             for evaluation in request:
-                self._mode.skip(step, evaluation.terms)
+                self._mode.skip(step, evaluation)
             answers, remaining[:] = remaining[: len(request)], remaining[len(request) :]
             return read(answers, step)
 
@@ -145,7 +184,8 @@ class ZOOptimizer(torch.optim.Optimizer):
             "seed": self.fields.seed,
             "step": self._step_number,
             "forward_passes": self.forward_passes,
-            "states": {name: list(buffers) for name, buffers in self.states.items()},
+            "states": {name: list(tensors) for name, tensors in self._stored().items()},
+            "memory": copy.deepcopy(self.memory),
         }
         return {**super().state_dict(), "zoengine": own}
 
@@ -162,14 +202,23 @@ class ZOOptimizer(torch.optim.Optimizer):
         for key, value in expected.items():
             if own[key] != value:
                 raise ValueError(f"this state_dict has {key} {own[key]!r}, the optimizer has {value!r}")
-        sizes = {name: [b.numel() for b in buffers] for name, buffers in self.states.items()}
-        found = {name: [b.numel() for b in buffers] for name, buffers in own["states"].items()}
+        stored = {name: tensors for name, tensors in self._stored().items() if not name.endswith(_SQUARES)}
+        given = {name: tensors for name, tensors in own["states"].items() if not name.endswith(_SQUARES)}
+        sizes, found = ({n: [t.numel() for t in tensors] for n, tensors in d.items()} for d in (stored, given))
         if sizes != found:
             raise ValueError(f"states of other parameters: expected elements {sizes}, got {found}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zoengine"})
-        for name, buffers in own["states"].items():
-            for target, source in zip(self.states[name], buffers, strict=True):
+        for name, tensors in stored.items():
+            for target, source in zip(tensors, given[name], strict=True):
                 target.copy_(source)
+        device = self.arena.buffers[0].device
+        self._states.squares = {
+            name.removesuffix(_SQUARES): tensors[0].to(device)
+            for name, tensors in own["states"].items()
+            if name.endswith(_SQUARES)
+        }
+        self._restored()
+        self.memory = copy.deepcopy(own["memory"])
         self._step_number = own["step"]
         self.forward_passes = own["forward_passes"]
 
@@ -187,13 +236,16 @@ class ZOOptimizer(torch.optim.Optimizer):
     ) -> float:
         """Run the method's generator to its end; whatever is raised, theta is clean afterwards."""
         losses: list[float] = []
+        forwards = 0
         run, reply = self.run(step), None
         with ExitStack() as applying:
             try:
                 while True:
                     request = run.send(reply)
                     reply = None
-                    if isinstance(request, Update | Fold):
+                    if isinstance(request, Call) and request.prepares:
+                        self._apply(step, request)
+                    elif isinstance(request, Change):
                         if not complete():
                             raise ValueError(f"step {step.number} needs fewer losses than were given")
                         # From the first change on, the step is finished: an interrupt now would leave half of it.
@@ -202,22 +254,39 @@ class ZOOptimizer(torch.optim.Optimizer):
                     else:
                         reply = answer(request)
                         losses += reply
+                        forwards += sum(getattr(self.full_closure, "forwards", 1) if e.full else 1 for e in request)
             except StopIteration as stop:
                 self._mode.settle(step)
                 self._step_number += 1
-                self.forward_passes += len(losses)
+                self.forward_passes += forwards
                 self.last_losses = losses
                 return stop.value
             except BaseException:
                 self._mode.settle(step)
                 raise
 
-    def _apply(self, step: Step, request: Update | Fold) -> None:
-        if isinstance(request, Fold):
-            self._mode.fold(step, request.name, request.keep, request.terms)
-        else:
-            lrs, decays = ([group[name] for group in self.param_groups] for name in _GROUP_FIELDS)
-            self._mode.update(step, request.terms, [float(lr) for lr in lrs], decays)
+    def _apply(self, step: Step, request: Change) -> None:
+        rates = ([float(group[name]) for group in self.param_groups] for name in _GROUP_FIELDS)
+        match request:
+            case Call():
+                self._mode.settle(step)
+                request.function()
+            case Fold():
+                self._mode.fold(step, request)
+            case Update():
+                self._mode.update(step, request, *rates)
+            case FoldAndUpdate():
+                self._mode.fold_and_update(step, request, *rates)
+            case Rule():
+                self._mode.rule(step, request, *rates)
+
+    def _stored(self) -> dict[str, list[Tensor]]:
+        """Every tensor a state_dict holds."""
+        squares = {name + _SQUARES: [square] for name, square in self._states.squares.items()}
+        return {**self.states, **self.copies, **squares}
+
+    def _restored(self) -> None:
+        """States were loaded; for methods whose transform keeps something derived from them."""
 
     def _warn_of_dropout(self) -> None:
         if self._module is None:

@@ -39,6 +39,13 @@ class Fields:
     two_sided: bool = dataclasses.field(
         default=True, metadata={"help": "L(+) - L(-) per query; false: L(+) - L(theta), one forward less per query"}
     )
+    weighting: Literal["mean", "rloo", "fitness"] = dataclasses.field(
+        default="mean",
+        metadata={
+            "help": "mean: finite differences; rloo: L(+) minus the mean of all queries, one forward per query; "
+            "fitness: the same over their standard deviation"
+        },
+    )
     seed: int = dataclasses.field(default=0, metadata={"help": "run seed, 64 bits"})
     noise: Literal["gaussian", "rademacher"] = dataclasses.field(
         default="gaussian", metadata={"help": "distribution of the directions"}
@@ -56,6 +63,10 @@ class Fields:
         require(self.zo_eps > 0, self, "zo_eps", "greater than 0")
         require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
         require(self.n_queries >= 1, self, "n_queries", "at least 1")
+        require(
+            self.weighting == "mean" or self.n_queries >= 2,
+            self, "n_queries", f"at least 2 with weighting={self.weighting}, whose baseline is the other queries",
+        )  # fmt: skip
         try:
             check_seed(self.seed)
         except ValueError as error:

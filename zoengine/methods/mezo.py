@@ -23,6 +23,6 @@ class MeZO(ZOOptimizer):
         return spsa.forwards(fields)
 
     def run(self, step: Step) -> Run:
-        gradient, loss = yield from spsa.estimate(step, self.fields)
-        yield Update(gradient)
-        return loss
+        estimate = yield from spsa.estimate(step, self.fields)
+        yield Update(estimate.terms)
+        return estimate.loss

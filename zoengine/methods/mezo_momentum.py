@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from zoengine.directions import Fold, State, Step, Update
+from zoengine.directions import Fold, FoldAndUpdate, State, Step, Update, scaled
 from zoengine.methods import spsa
 from zoengine.methods.base import Run, ZOOptimizer
 from zoengine.methods.fields import Fields, require
@@ -38,8 +38,8 @@ class MeZOMomentum(ZOOptimizer):
         return spsa.forwards(fields)
 
     def run(self, step: Step) -> Run:
-        gradient, loss = yield from spsa.estimate(step, self.fields)
+        estimate = yield from spsa.estimate(step, self.fields)
         beta1 = self.fields.beta1
-        yield Fold("momentum", beta1, [term.scaled(1 - beta1) for term in gradient])
-        yield Update([State("momentum", 1.0)])
-        return loss
+        fold = Fold("momentum", beta1, scaled(estimate.terms, 1 - beta1))
+        yield FoldAndUpdate(fold, Update([State("momentum", 1.0)]))
+        return estimate.loss

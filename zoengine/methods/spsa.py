@@ -1,40 +1,80 @@
-"""The SPSA gradient estimate, shared by every method that averages it over independent directions.
+"""The zeroth-order gradient estimate, shared by every method that averages it over directions.
 
-Spall 1992; for language models Malladi et al. 2023 (MeZO), Definition 1.
+SPSA: Spall 1992; for language models Malladi et al. 2023 (MeZO), Definition 1. Leave-one-out: LOREN, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import statistics
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from zoengine.directions import Evaluate, Noise, Request, Step
+from zoengine.directions import Evaluate, Noise, Request, Step, Term, merged, scaled
 from zoengine.methods.fields import Fields
 
 
-def estimate(step: Step, fields: Fields) -> Generator[Request, Any, tuple[list[Noise], float]]:
-    """g = (1/q) sum_k c_k z_k, all c_k measured at the same theta and the same batch.
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate g = sum_k weights[k] direction_k.
 
-    Two-sided: c_k = (L(theta + eps z_k) - L(theta - eps z_k)) / (2 eps), 2q forwards.
-    One-sided: c_k = (L(theta + eps z_k) - L(theta)) / eps, q + 1 forwards.
-
-    Returns:
-        The terms of g in query order, and the loss to report.
+    Attributes:
+        terms: of g, in query order, with equal seeds and states merged.
+        weights: one per query.
+        loss: to report; the mean over the queries, or at theta for one-sided ones.
     """
-    q, eps = fields.n_queries, fields.zo_eps
-    seeds = [step.seed(k) for k in range(q)]
-    if fields.two_sided:
-        points = [Evaluate([Noise(seed, sign * eps)]) for seed in seeds for sign in (1.0, -1.0)]
-        losses = yield points
-        slopes = [(plus - minus) / (2 * eps) for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
+
+    terms: list[Term]
+    weights: list[float]
+    loss: float
+
+
+def estimate(
+    step: Step, fields: Fields, directions: Sequence[Sequence[Term]] | None = None
+) -> Generator[Request, Any, Estimate]:
+    """Measure every direction at the same theta and the same batch; q of them, each theta + eps u_k.
+
+    By ``fields.weighting`` and ``fields.two_sided``:
+
+    * mean, two-sided: w_k = (L(theta + eps u_k) - L(theta - eps u_k)) / (2 eps q), 2q forwards.
+    * mean, one-sided: w_k = (L(theta + eps u_k) - L(theta)) / (eps q), q + 1 forwards.
+    * rloo: w_k = (L_k - mean L) / (eps (q - 1)), q forwards: unbiased like the others, the baseline costs nothing.
+    * fitness: w_k = (L_k - mean L) / (q std L), q forwards: indifferent to the scale of the loss, as evolution
+      strategies shape it (Salimans et al. 2017, section 2.1).
+
+    Args:
+        directions: the u_k as terms; by default z(seed of query k).
+    """
+    eps = fields.zo_eps
+    if directions is None:
+        directions = [[Noise(step.seed(k), 1.0)] for k in range(fields.n_queries)]
+    q = len(directions)
+    if fields.weighting != "mean":
+        losses = yield [Evaluate(scaled(u, eps)) for u in directions]
+        weights, loss = advantages(losses, fields), sum(losses) / q
+    elif fields.two_sided:
+        losses = yield [Evaluate(scaled(u, sign * eps)) for u in directions for sign in (1.0, -1.0)]
+        weights = [(plus - minus) / (2 * eps) / q for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
         loss = sum(losses) / len(losses)
     else:
-        losses = yield [Evaluate(), *(Evaluate([Noise(seed, eps)]) for seed in seeds)]
+        losses = yield [Evaluate(), *(Evaluate(scaled(u, eps)) for u in directions)]
         loss = losses[0]
-        slopes = [(plus - loss) / eps for plus in losses[1:]]
-    return [Noise(seed, slope / q) for seed, slope in zip(seeds, slopes, strict=True)], loss
+        weights = [(plus - loss) / eps / q for plus in losses[1:]]
+    terms = [term for u, w in zip(directions, weights, strict=True) for term in scaled(u, w)]
+    return Estimate(merged(terms), weights, loss)
+
+
+def advantages(losses: Sequence[float], fields: Fields) -> list[float]:
+    """The weights of one-sided queries whose baseline is their own mean: rloo or fitness."""
+    q, mean = len(losses), sum(losses) / len(losses)
+    if fields.weighting == "fitness":
+        spread = statistics.pstdev(losses)
+        return [(loss - mean) / (q * spread) if spread > 0 else 0.0 for loss in losses]
+    return [(loss - mean) / (fields.zo_eps * (q - 1)) for loss in losses]
 
 
 def forwards(fields: Fields) -> int:
-    """Forward passes of one estimate."""
+    """Forward passes of one estimate over ``n_queries`` directions."""
+    if fields.weighting != "mean":
+        return fields.n_queries
     return 2 * fields.n_queries if fields.two_sided else fields.n_queries + 1
