@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import zoengine
+from zoengine.cli.compare import compare
 from zoengine.cli.errors import INTERRUPTED, need_hf, reported
 from zoengine.cli.meta_train import meta_train
 
@@ -103,6 +104,7 @@ def evaluate(
         typer.echo(f"{scores} on {found['n']} {split} sentences, {found['model']}")
 
 
+app.command()(compare)
 app.command("meta-train")(meta_train)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from zoengine import config, data, models
 from zoengine.trainer import checkpoint
-from zoengine.trainer.run import RunError, build_task, classes, pick_device, read_splits
+from zoengine.trainer.build import build_task, classes, pick_device, read_splits
+from zoengine.trainer.run import RunError
 
 
 def evaluate(target: str, overrides: Sequence[str], split: str) -> dict[str, Any]:

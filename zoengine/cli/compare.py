@@ -1,0 +1,40 @@
+"""``zoengine compare``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML file, see configs/compare.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values to change, such as run.budget=100")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="remove the cells of an earlier comparison from the output folder")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+) -> None:
+    """Run all methods on the same job at equal forward passes; what is finished is not run again."""
+    with reported(debug):
+        need_hf()
+        from zoengine.cli.app import quiet
+        from zoengine.compare.config import load
+        from zoengine.compare.run import compare as run
+
+        quiet()
+        command = shlex.join(["zoengine", *sys.argv[1:]])
+        try:
+            path = run(load(config, overrides or []), overwrite=overwrite, command=command)
+        except KeyboardInterrupt:
+            typer.echo("zoengine: interrupted; finished cells are kept, the same command goes on from them", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    typer.echo(path.read_text(encoding="utf-8"))
+    typer.echo(f"table {path}, plot {path.with_suffix('.png')}")

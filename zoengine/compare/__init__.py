@@ -1,0 +1,1 @@
+"""All methods on the same job at equal forward passes: ``zoengine compare``. Needs the extra ``hf``."""

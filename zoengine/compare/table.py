@@ -1,0 +1,161 @@
+"""What the cells of a comparison add up to: one row a method, a Markdown table, a plot."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoengine.compare.config import CompareConfig, Entry
+
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+
+def best(records: Sequence[Record], select: str) -> float | None:
+    """The learning rate whose last evaluation is best: lowest loss, or highest accuracy and then lowest loss.
+
+    None when the loss of every one of them has stopped being finite.
+    """
+    left = [record for record in records if record["diverged"] is None]
+    if not left:
+        return None
+    return min(left, key=lambda record: _rank(record["curve"][-1], select))["lr"]
+
+
+def _rank(scores: dict[str, float], select: str) -> tuple[float, ...]:
+    return (scores["loss"],) if select == "loss" else (-scores["accuracy"], scores["loss"])
+
+
+def row(entry: Entry, records: Sequence[Record], lr: float | None) -> Row:
+    """The result of one method: its grid, and at the learning rate ``lr`` the mean and spread over the seeds."""
+    first = records[0]["seed"]
+    grid = [
+        {"lr": r["lr"], "diverged": r["diverged"], **({} if r["diverged"] else r["curve"][-1])}
+        for r in records
+        if r["seed"] == first
+    ]
+    chosen = [record for record in records if record["lr"] == lr]
+    done = [record for record in chosen if record["diverged"] is None]
+    result: Row = {
+        "label": entry.label,
+        "method": entry.name,
+        "grid": grid,
+        "lr": lr,
+        "at_edge": lr is not None and len(grid) > 1 and lr in (min(entry.configs), max(entry.configs)),
+        "seeds": len(chosen),
+        "diverged": len(chosen) - len(done),
+        "forwards_per_step": entry.forwards_per_step,
+    }
+    if not done:
+        return result
+    for name in ("steps", "forward_passes", "backward_passes", "extra_bytes", "weight_bytes"):
+        result[name] = max(record[name] for record in done)
+    result["seconds_per_step"] = statistics.median(record["seconds_per_step"] for record in done)
+    result["split"] = done[0]["split"]
+    for name in ("accuracy", "loss"):
+        result[name] = _spread([record["final"][name] for record in done])
+        result[f"{name}_before"] = _spread([record["before"][record["split"]][name] for record in done])
+    result["curve"] = [
+        {"forward_passes": points[0]["forward_passes"], "accuracy": _spread([point["accuracy"] for point in points])}
+        for points in zip(*(record["curve"] for record in done), strict=False)
+    ]
+    return result
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": deviation, "values": list(values)}
+
+
+def markdown(config: CompareConfig, rows: Sequence[Row], facts: dict[str, Any]) -> str:
+    """The table, with a caption that says how it came about."""
+    measured = next((r for r in rows if "split" in r), None)
+    head = "| method | lr | accuracy | loss | forwards | backwards | s/step | extra memory |"
+    lines = [_caption(config, rows, facts, measured), "", head, "|---|---|---|---|---|---|---|---|"]
+    if measured is not None:
+        before = f"{_percent(measured['accuracy_before'])} | {_number(measured['loss_before'])}"
+        lines.append(f"| (untrained) | | {before} | 0 | 0 | | |")
+    lines += [_line(r) for r in rows]
+    lines += ["", _grid_caption(config), "", "| method | learning rate: loss, accuracy |", "|---|---|"]
+    lines += [f"| {r['label']} | {'; '.join(_grid_cell(cell, r['lr']) for cell in r['grid'])} |" for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _caption(config: CompareConfig, rows: Sequence[Row], facts: dict[str, Any], measured: Row | None) -> str:
+    run = config.run
+    split = "test" if measured is None else measured["split"]
+    notes = [
+        f"{config.model.path}, {config.tuning.kind} tuning ({facts['trainable_parameters']:,} parameters, "
+        f"{facts['dtype']}), batch {run.batch_size}. Every method may take {run.budget} forward passes; where a step "
+        "takes several, it takes fewer steps.",
+        f"Of each method's learning rates the one with the best {run.select} on the evaluation data after training "
+        f"with seed {run.seeds[0]} was run again with seeds {', '.join(map(str, run.seeds[1:])) or '(none)'}; the "
+        f"other rates have one run. Accuracy and loss are on the {split} data ({facts['splits'][split]['n']} texts), "
+        "mean ± standard deviation over the seeds, which change data order, new weights and directions.",
+        "Extra memory is what the optimizer holds beside the weights: states, and the copy of shadow mode. A backward "
+        "pass costs about two forward passes and needs activations, which are in neither column; gradients are in the "
+        "memory.",
+        f"Seconds are of {facts['device']}, backend {facts['backend']}.",
+    ]
+    if any(r["at_edge"] for r in rows):
+        notes.append("† the best rate is at the end of those tried: a better one may lie beyond.")
+    return "\n".join(notes)
+
+
+def _grid_caption(config: CompareConfig) -> str:
+    return f"All learning rates tried, with the last evaluation of seed {config.run.seeds[0]} (chosen in bold):"
+
+
+def _line(r: Row) -> str:
+    if r["lr"] is None:
+        return f"| {r['label']} | | every learning rate diverged | | | | | |"
+    name = r["label"] + (f" ({r['diverged']} of {r['seeds']} seeds diverged)" if r["diverged"] else "")
+    lr = f"{r['lr']:g}{' †' if r['at_edge'] else ''}"
+    memory = f"{r['extra_bytes'] / 1e6:.1f} MB ({r['extra_bytes'] / r['weight_bytes']:.0%})"
+    cost = f"{r['forward_passes']} | {r['backward_passes']} | {r['seconds_per_step']:.3g} | {memory}"
+    return f"| {name} | {lr} | {_percent(r['accuracy'])} | {_number(r['loss'])} | {cost} |"
+
+
+def _grid_cell(cell: dict[str, Any], chosen: float | None) -> str:
+    scores = "diverged" if cell["diverged"] else f"{cell['loss']:.3f}, {cell['accuracy']:.1%}"
+    lr = f"{cell['lr']:g}"
+    return f"**{lr}**: {scores}" if cell["lr"] == chosen else f"{lr}: {scores}"
+
+
+def _percent(value: dict[str, Any]) -> str:
+    spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
+    return f"{100 * value['mean']:.1f}{spread} %"
+
+
+def _number(value: dict[str, Any]) -> str:
+    spread = "" if value["std"] is None else f" ± {value['std']:.3f}"
+    return f"{value['mean']:.3f}{spread}"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw each method's evaluation accuracy over forward passes, mean with the range over the seeds, into a PNG."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    styles = itertools.product(("-", "--", ":"), colormaps["tab10"].colors)
+    for r, (line, color) in zip((r for r in rows if "curve" in r), itertools.cycle(styles), strict=False):
+        passes = [point["forward_passes"] for point in r["curve"]]
+        values = [point["accuracy"]["values"] for point in r["curve"]]
+        means = [point["accuracy"]["mean"] for point in r["curve"]]
+        axes.fill_between(passes, list(map(min, values)), list(map(max, values)), color=color, alpha=0.12, linewidth=0)
+        axes.plot(passes, means, line, color=color, linewidth=1.6, label=r["label"])
+    axes.set_xlabel("forward passes")
+    axes.set_ylabel("accuracy on the evaluation data")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    figure.savefig(path)
