@@ -108,10 +108,14 @@ struct Scalar {
 #if defined(__CUDA_ARCH__)
   static ZO_HD F mul(F a, F b) { return __fmul_rn(a, b); }
   static ZO_HD F add(F a, F b) { return __fadd_rn(a, b); }
+  static ZO_HD F div(F a, F b) { return __fdiv_rn(a, b); }
 #else
   static ZO_HD F mul(F a, F b) { return a * b; }
   static ZO_HD F add(F a, F b) { return a + b; }
+  static ZO_HD F div(F a, F b) { return a / b; }
 #endif
+  static ZO_HD F max(F a, F b) { return a > b || a != a ? a : b; }  // NaN if either is
+  static ZO_HD F sign(F a) { return a > 0 ? 1.0f : a < 0 ? -1.0f : 0.0f; }
   static ZO_HD F sqrt(F a) { return sqrt32(a); }
   static ZO_HD U add(U a, U b) { return a + b; }
   static ZO_HD U sub(U a, U b) { return a - b; }
@@ -126,6 +130,12 @@ struct Scalar {
     return a >> n;
   }
   static ZO_HD U shl_by(U a, int n) { return a << n; }
+  // `set` where bit `first` of `word` is 1, else `clear`; a vector takes every step-th bit from there on.
+  template <int step, int first>
+  static ZO_HD F pick(uint32_t word, F clear, F set) {
+    return word >> first & 1 ? set : clear;
+  }
+  static ZO_HD uint32_t below(F a, F b) { return bits_float(float_bits(a) & 0x7FFFFFFF) <= b; }  // |a| <= b
   static ZO_HD U xor_and(U a, U b, U c) { return a ^ (b & c); }
   static ZO_HD F load(const float* p) { return *p; }
   static ZO_HD U load(const uint32_t* p) { return *p; }

@@ -35,7 +35,7 @@ int main(int count, char** values) {
     if (term_count == 1 && std::fread(x.data(), 1, bytes, stdin) != bytes) return 3;
     std::vector<char> out(bytes);
     std::vector<uint32_t> words(2 * kWordsPerTile);
-    const Span span{x.data(), out.data(), nullptr, std::strtoull(values[4], nullptr, 10), units};
+    const Span span{x.data(), out.data(), nullptr, std::strtoull(values[4], nullptr, 10), units, nullptr};
     scalar_kernels()->add_noise[dtype](args, span, words.data());
     std::fwrite(out.data(), 1, bytes, stdout);
   }

@@ -5,10 +5,12 @@ import itertools
 
 import pytest
 import torch
+from bitwise import assert_same, bits
 
 from zoengine import ops
 from zoengine.noise import table
 from zoengine.ops import extension, reference
+from zoengine.ops.schema import TRANSFORMS
 
 try:
     cpp = extension.load("cpu")
@@ -28,45 +30,43 @@ CASES = [
 ]
 CASES += [(33000, 2**15 - 5, 1, False, 0), (3000, 999, 16, True, 1)]
 
+NO_TRANSFORM = (TRANSFORMS["none"], None)
+
 isa = pytest.mark.parametrize("isa", ISAS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 noises = pytest.mark.parametrize("noise", NOISES, ids=("gaussian", "rademacher"))
 
 
-def bits(x):
-    """The bits of ``x``, every NaN alike: which NaN comes out is not part of the contract."""
-    x = torch.where(x.isnan(), torch.full_like(x, float("nan")), x)
-    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
-
-def assert_same(actual, expected, what=""):
-    different = (bits(actual) != bits(expected)).nonzero().flatten()
-    if different.numel():
-        i = different[0].item()
-        raise AssertionError(
-            f"{what}: {different.numel()} of {actual.numel()} differ, first at {i}: "
-            f"{actual.flatten()[i].item()!r} instead of {expected.flatten()[i].item()!r}"
-        )
-
-
 @functools.cache
-def case(n, offset, count, decay, states, dtype, noise, stochastic):
+def case(n, offset, count, decay, states, dtype, noise, stochastic, transform="none"):
     """Arguments of add_noise_ without out, and what the reference makes of them."""
     generator = torch.Generator().manual_seed(n + 31 * count)
     args = (
         torch.randn(n, generator=generator).to(dtype),
         torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator),
+        torch.arange(count) % 2 + table.STREAM_DIRECTION,
         torch.randn(count + states, generator=generator),
         [torch.randn(n, generator=generator) for _ in range(states)],
         torch.tensor(1 - 0.1, dtype=torch.float32) if decay else None,
         torch.tensor(-77 - n) if stochastic else None,
         offset,
-        table.STREAM_DIRECTION if count % 2 else table.STREAM_SECOND,
         noise,
+        TRANSFORMS[transform],
+        operand(transform, n, offset, generator),
     )
     expected = torch.empty_like(args[0])
     reference.add_noise_out(*args, out=expected)
     return args, expected
+
+
+def operand(transform, n, offset, generator):
+    tiles = (offset % 1024 + n + 1023) // 1024
+    return {
+        "none": None,
+        "scale": torch.randn(tiles, generator=generator),
+        "mask": torch.randint(0, 256, ((n + 7) // 8,), generator=generator, dtype=torch.uint8),
+        "diag": torch.rand(n, generator=generator) * 3,
+    }[transform]
 
 
 @isa
@@ -81,6 +81,33 @@ def test_add_noise_is_the_reference(isa, dtype, noise, stochastic):
             cpp.add_noise_out(x, *args[1:], out=out)
             assert_same(out, expected, f"{parameters}, out")
             assert torch.equal(x, args[0]), f"{parameters}: x was written to"
+            cpp.add_noise_(x, *args[1:])
+            assert_same(x, expected, f"{parameters}, in place")
+
+
+# One term and several; cut units at both ends and whole ones between; a mask that does not start at a whole byte.
+TRANSFORMED = [
+    (5000, 1024, 1, False, 0),
+    (5000, 2**33 + 77, 2, True, 1),
+    (9000, 2**32 - 3, 6, False, 0),
+    (2048, 2048, 1, True, 2),
+    (6145, 8, 1, False, 0),
+    (3, 1023, 2, False, 0),
+    (700, 2**40 + 300, 0, True, 1),
+]
+
+
+@isa
+@dtypes
+@noises
+@pytest.mark.parametrize("transform", ["scale", "mask", "diag"])
+def test_transforms_are_the_reference(isa, dtype, noise, transform):
+    with extension.use_isa(isa):
+        for i, parameters in enumerate(TRANSFORMED):
+            args, expected = case(*parameters, dtype, noise, i % 2 == 0, transform)
+            x, out = args[0].clone(), torch.full_like(expected, float("nan"))
+            cpp.add_noise_out(x, *args[1:], out=out)
+            assert_same(out, expected, f"{parameters}, out")
             cpp.add_noise_(x, *args[1:])
             assert_same(x, expected, f"{parameters}, in place")
 
@@ -112,7 +139,8 @@ def test_rounding_of_any_fp32_value(isa, dtype, stochastic):
     # -0 + 1 * value is the value itself: the whole range of fp32 reaches the rounding
     x = torch.full_like(values, -0.0, dtype=dtype)
     seed = torch.tensor(3) if stochastic else None
-    args = (torch.zeros(0, dtype=torch.int64), torch.ones(1), [values], None, seed, 3, 0, table.GAUSSIAN)
+    none = torch.zeros(0, dtype=torch.int64)
+    args = (none, none, torch.ones(1), [values], None, seed, 3, table.GAUSSIAN, *NO_TRANSFORM)
     expected = torch.empty_like(x)
     reference.add_noise_out(x, *args, out=expected)
     with extension.use_isa(isa):
@@ -128,7 +156,8 @@ def test_special_weights(isa, dtype):
     x = torch.tensor(weights, dtype=dtype).repeat(300)
     for coefficient, seed in itertools.product((0.0, -0.0, 1e-3, 1e38, float("inf"), float("nan")), (None, 9)):
         sr = None if seed is None else torch.tensor(seed)
-        args = (x, torch.tensor([1]), torch.tensor([coefficient]), [], None, sr, 11, 0, table.GAUSSIAN)
+        terms = (torch.tensor([1]), torch.tensor([0]), torch.tensor([coefficient]))
+        args = (x, *terms, [], None, sr, 11, table.GAUSSIAN, *NO_TRANSFORM)
         out, expected = torch.empty_like(x), torch.empty_like(x)
         reference.add_noise_out(*args, out=expected)
         with extension.use_isa(isa):
@@ -143,23 +172,24 @@ def test_slices_give_what_the_whole_gives(isa, dtype, noise):
     x = torch.randn(100_000).to(dtype)
     state = torch.randn(100_000)
     common = (None, torch.tensor(4))
-    seeds, coeffs = torch.tensor([1, 2]), torch.tensor([0.1, -0.2, 0.3])
+    terms = (torch.tensor([1, 2]), torch.tensor([0, 1]), torch.tensor([0.1, -0.2, 0.3]))
     with extension.use_isa(isa):
         whole, pieces = x.clone(), x.clone()
-        cpp.add_noise_(whole, seeds, coeffs, [state], *common, 77, 0, noise)
+        cpp.add_noise_(whole, *terms, [state], *common, 77, noise, *NO_TRANSFORM)
         for piece in torch.arange(100_000).split([1, 1022, 3000, 40_000, 2048, 53_929]):
             a, b = piece[0].item(), piece[-1].item() + 1
-            cpp.add_noise_(pieces[a:b], seeds, coeffs, [state[a:b]], *common, 77 + a, 0, noise)
+            cpp.add_noise_(pieces[a:b], *terms, [state[a:b]], *common, 77 + a, noise, *NO_TRANSFORM)
     assert_same(pieces, whole)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
     def everything():
         x = torch.linspace(-1, 1, 300_001).bfloat16()
+        terms = (torch.tensor([1]), torch.tensor([0]), torch.tensor([0.5]))
         starts, lengths = torch.tensor([0, 100_000]), torch.tensor([99_000, 200_001])
-        cpp.add_noise_(x, torch.tensor([1]), torch.tensor([0.5]), [], None, torch.tensor(2), 5, 0, table.GAUSSIAN)
+        cpp.add_noise_(x, *terms, [], None, torch.tensor(2), 5, table.GAUSSIAN, *NO_TRANSFORM)
         yield x
-        cpp.add_noise_(x, torch.tensor([1]), torch.tensor([0.5]), [], None, torch.tensor(2), 5, 0, table.RADEMACHER)
+        cpp.add_noise_(x, *terms, [], None, torch.tensor(2), 5, table.RADEMACHER, *NO_TRANSFORM)
         yield x
         yield cpp.segment_stats(x, starts, lengths)
         yield cpp.segment_dot(x, x, starts, lengths)
@@ -221,7 +251,17 @@ def test_zeros_have_one_sign_in_the_extremes():
 @pytest.mark.parametrize("out_of_place", [False, True])
 def test_opcheck_of_add_noise(out_of_place):
     x = torch.randn(3000).bfloat16()
-    args = (torch.tensor([1, 2]), torch.ones(3), [torch.randn(3000)], torch.tensor(0.9), torch.tensor(1), 5, 0, 0)
+    terms = (torch.tensor([1, 2]), torch.tensor([0, 1]), torch.ones(3))
+    args = (
+        *terms,
+        [torch.randn(3000)],
+        torch.tensor([0.9]),
+        torch.tensor([1]),
+        5,
+        0,
+        TRANSFORMS["diag"],
+        x.float().abs(),
+    )
     with ops.use("cpp"):
         if out_of_place:
             torch.library.opcheck(torch.ops.zoengine.add_noise_out.default, (x, *args), {"out": torch.empty_like(x)})

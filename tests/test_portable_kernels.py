@@ -51,6 +51,7 @@ def test_another_processor_gives_the_same_bits(command, dtype, noise):
         for count, result in zip((1, 2), results, strict=True):
             expected = torch.empty_like(x)
             sr_seed = torch.tensor(7) if stochastic else None
-            terms = (seeds[:count], coeffs[:count], [], None, sr_seed, FIRST_UNIT * 2048, 0, noise)
+            streams = torch.zeros(count, dtype=torch.int64)
+            terms = (seeds[:count], streams, coeffs[:count], [], None, sr_seed, FIRST_UNIT * 2048, noise, 0, None)
             reference.add_noise_out(x, *terms, out=expected)
             assert torch.equal(result, expected.view(integers))

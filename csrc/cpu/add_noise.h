@@ -14,10 +14,15 @@ namespace zo {
 inline namespace ZO_ISA {
 
 using cpu::AddNoise;
+using cpu::kDiag;
+using cpu::kMask;
+using cpu::kPlain;
+using cpu::kScale;
 using cpu::kTile;
 using cpu::kUnit;
 using cpu::kWordsPerTile;
 using cpu::Span;
+using cpu::Transform;
 
 // Where the noise of a row pair stands in a term's buffer: the two rows of words that give it, or the row and the bits.
 struct Rows {
@@ -52,10 +57,18 @@ ZO_HD void store_rows(T* out, int at, const typename V::F (&row0)[kHalves], cons
   }
 }
 
-// out = x + coefficient z over a row pair: x .. x + 511, which may be out.
-template <class V, class T, bool kGaussian, bool kStochastic>
-ZO_HD void add_term(float coefficient, const T* x, T* out, Rows rows, const uint32_t* words,
-                    const uint32_t* rounding) {
+// T(z), where the operand is one factor, or the divisors of a row pair in the order of the halves.
+template <class V, Transform kTransform>
+ZO_HD typename V::F transformed(typename V::F z, const float* operand, int at) {
+  if constexpr (kTransform == kScale) return V::mul(V::splat(*operand), z);
+  if constexpr (kTransform == kDiag) return V::div(z, V::load(operand + at));
+  return z;
+}
+
+// out = x + coefficient T(z) over a row pair: x .. x + 511, which may be out.
+template <class V, class T, bool kGaussian, bool kStochastic, Transform kTransform = kPlain>
+ZO_HD void add_term(float coefficient, const T* x, T* out, Rows rows, const uint32_t* words, const uint32_t* rounding,
+                    const float* operand = nullptr) {
   using F = typename V::F;
   using U = typename V::U;
   using M = Memory<V, T>;
@@ -87,11 +100,18 @@ ZO_HD void add_term(float coefficient, const T* x, T* out, Rows rows, const uint
       M::load(x + at + 256, row1);
       ZO_UNROLL
       for (int h = 0; h < kHalves; ++h) {
+        const int place = at + h * kLanes;
         if constexpr (kGaussian) {
-          row0[h] = V::fma(factor, z0.v[group + h], row0[h]);
-          row1[h] = V::fma(factor, z1.v[group + h], row1[h]);
+          row0[h] = V::fma(factor, transformed<V, kTransform>(z0.v[group + h], operand, place), row0[h]);
+          row1[h] = V::fma(factor, transformed<V, kTransform>(z1.v[group + h], operand, place + 256), row1[h]);
+        } else if constexpr (kTransform != kPlain) {
+          const U word = V::load(words + place), one = V::bits(V::splat(-1.0f));
+          const F sign0 = V::floats(V::xor_and(one, V::shl_by(word, 31 - rows.bit), sign));
+          const F sign1 = V::floats(V::xor_and(one, V::shl_by(word, 30 - rows.bit), sign));
+          row0[h] = V::fma(factor, transformed<V, kTransform>(sign0, operand, place), row0[h]);
+          row1[h] = V::fma(factor, transformed<V, kTransform>(sign1, operand, place + 256), row1[h]);
         } else {  // the product with +1 or -1 is exact: the sign bit is all it takes
-          const U word = V::load(words + at + h * kLanes);
+          const U word = V::load(words + place);
           row0[h] = V::add(row0[h], V::floats(V::xor_and(negative, V::shl_by(word, 31 - rows.bit), sign)));
           row1[h] = V::add(row1[h], V::floats(V::xor_and(negative, V::shl_by(word, 30 - rows.bit), sign)));
         }
@@ -101,11 +121,45 @@ ZO_HD void add_term(float coefficient, const T* x, T* out, Rows rows, const uint
   }
 }
 
-// A row pair with any number of terms and states. The sums wait in fp32 in the order of the words, so that a term is
-// added to them as to an fp32 tensor.
+// What the transform needs at a row pair: the factor of the tile, the bits or the values of the 512 elements.
+ZO_HD const void* operand_at(const Span& span, Transform transform, int64_t tile, int64_t place) {
+  if (transform == kScale) return static_cast<const float*>(span.operand) + tile;
+  if (transform == kMask) return static_cast<const uint8_t*>(span.operand) + place / 8;
+  if (transform == kDiag) return static_cast<const float*>(span.operand) + place;
+  return nullptr;
+}
+
+// Add all terms to the sums of a row pair, which wait in fp32 in the order of the words.
+template <class V, bool kGaussian, Transform kTransform>
+__attribute__((noinline)) void add_all_terms(const AddNoise& args, float* sums, Rows rows, const uint32_t* words,
+                                             const float* operand) {
+  for (int64_t k = 0; k < args.term_count; ++k) {
+    add_term<V, float, kGaussian, false, kTransform>(args.terms[k].coefficient, sums, sums, rows,
+                                                     words + k * kWordsPerTile, nullptr, operand);
+  }
+}
+
+// Elements whose bit is 0 get their own value back.
+template <class V, class T>
+ZO_HD void restore_masked(float* sums, const T* x, const uint8_t* bits) {
+  using M = Memory<V, T>;
+  constexpr int kHalves = M::kHalves, kLanes = V::kLanes;
+  for (int at = 0; at < 512; at += kHalves * kLanes) {
+    typename V::F own[kHalves];
+    M::load(x + at, own);
+    const uint32_t word = bits_at<kHalves * kLanes>(bits, at);
+    float* sum = sums + at;
+    V::store(sum, V::template pick<kHalves, 0>(word, own[0], V::load(sum)));
+    if constexpr (kHalves == 2) {
+      V::store(sum + kLanes, V::template pick<2, 1>(word, own[1], V::load(sum + kLanes)));
+    }
+  }
+}
+
+// A row pair with any number of terms, transformed or not, and states.
 template <class V, class T, bool kGaussian, bool kStochastic>
 ZO_HD void add_terms(const AddNoise& args, const T* x, T* out, const float* const* states, int64_t place, Rows rows,
-                     const uint32_t* words, const uint32_t* rounding) {
+                     const uint32_t* words, const uint32_t* rounding, const void* operand) {
   using F = typename V::F;
   using M = Memory<V, T>;
   constexpr int kHalves = M::kHalves, kLanes = V::kLanes;
@@ -118,9 +172,18 @@ ZO_HD void add_terms(const AddNoise& args, const T* x, T* out, const float* cons
       V::store(sums + at + h * kLanes, args.keep ? V::mul(a[h], V::splat(*args.keep)) : a[h]);
     }
   }
-  for (int64_t k = 0; k < args.term_count; ++k) {
-    add_term<V, float, kGaussian, false>(args.terms[k].coefficient, sums, sums, rows, words + k * kWordsPerTile,
-                                         nullptr);
+  if (args.transform == kDiag) {
+    alignas(64) float roots[512];
+    for (int at = 0; at < 512; at += kHalves * kLanes) {
+      F values[kHalves];
+      load_halves(static_cast<const float*>(operand) + at, values);
+      for (int h = 0; h < kHalves; ++h) V::store(roots + at + h * kLanes, V::sqrt(values[h]));
+    }
+    add_all_terms<V, kGaussian, kDiag>(args, sums, rows, words, roots);
+  } else if (args.transform == kScale) {
+    add_all_terms<V, kGaussian, kScale>(args, sums, rows, words, static_cast<const float*>(operand));
+  } else {
+    add_all_terms<V, kGaussian, kPlain>(args, sums, rows, words, nullptr);
   }
   for (int64_t j = 0; j < args.state_count; ++j) {
     const F coefficient = V::splat(args.state_coefficients[j]);
@@ -133,6 +196,7 @@ ZO_HD void add_terms(const AddNoise& args, const T* x, T* out, const float* cons
       }
     }
   }
+  if (args.transform == kMask) restore_masked<V>(sums, x, static_cast<const uint8_t*>(operand));
   for (int at = 0; at < 256; at += kHalves * kLanes) {
     F row0[kHalves], row1[kHalves];
     for (int h = 0; h < kHalves; ++h) {
@@ -149,7 +213,7 @@ void add_noise_span(const AddNoise& args, const Span& span, uint32_t* words) {
   alignas(64) uint32_t rounding[kWordsPerTile];
   const T* x = static_cast<const T*>(span.x);
   T* out = static_cast<T*>(span.out);
-  const bool one_term = x && !args.keep && args.term_count == 1 && args.state_count == 0;
+  const bool one_term = x && !args.keep && args.term_count == 1 && args.state_count == 0 && args.transform == kPlain;
   uint64_t in_buffer = ~uint64_t{0};  // the tile whose words the buffers hold
   for (int64_t u = 0; u < span.units; ++u) {
     const uint64_t unit = span.first_unit + static_cast<uint64_t>(u);
@@ -174,7 +238,8 @@ void add_noise_span(const AddNoise& args, const Span& span, uint32_t* words) {
           add_term<V, T, kGaussian, kStochastic>(args.terms->coefficient, x + place, out + place, rows, words, random);
         } else {
           add_terms<V, T, kGaussian, kStochastic>(args, x ? x + place : nullptr, out + place, span.states, place, rows,
-                                                  words, random);
+                                                  words, random,
+                                                  operand_at(span, args.transform, 2 * u + half, place));
         }
       }
     }

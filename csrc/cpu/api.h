@@ -23,8 +23,17 @@ struct Term {
   float coefficient;
 };
 
+// z of some terms over the same elements.
+struct Noise {
+  const Term* terms;
+  int64_t count;
+  bool gaussian;  // else rademacher
+};
+
+enum Transform { kPlain, kScale, kMask, kDiag };  // the numbers are those of zoengine/ops/schema.py
+
 // The arguments of add_noise that do not depend on the place. The sums are
-//   acc = x * keep;  acc = fma(coefficient, z, acc) per term;  acc = fma(coefficient, state, acc) per state.
+//   acc = x * keep;  acc = fma(coefficient, T(z), acc) per term;  acc = fma(coefficient, state, acc) per state.
 struct AddNoise {
   const Term* terms;
   int64_t term_count;
@@ -33,6 +42,7 @@ struct AddNoise {
   const float* keep;    // null: do not multiply
   const Key* rounding;  // null: round to nearest
   bool gaussian;  // else rademacher
+  Transform transform;
 };
 
 // `units` whole units starting at stream index first_unit * kUnit, at these addresses. x may be out; a null x reads as
@@ -43,6 +53,45 @@ struct Span {
   const float* const* states;
   uint64_t first_unit;
   int64_t units;
+  const void* operand;  // of the transform: a float for each tile, a bit for each element or a float for each
+};
+
+// The arguments of state_fold and of rule_step that do not depend on the place.
+struct StateFold {
+  Noise noise;
+  const float* keep;            // null: do not multiply
+  const float* x_coefficients;  // of each term, the old state and the new one
+  const float* x_keep;
+  const Key* rounding;  // of x; null: to nearest
+};
+
+enum Rule { kSign, kAdam, kAmsgrad, kAdamu, kHizoo, kAdamReplay };  // the numbers are those of the schema
+
+struct RuleStep {
+  Noise noise;
+  const float* coefficients;
+  const float* scalars;
+  const float* keep;
+  const Key* rounding;
+  Rule rule;
+};
+
+constexpr int kMostStates = 3;
+
+// `units` whole units of weights and states, all of them written. A null x is left out.
+struct Update {
+  void* x;
+  float* states[kMostStates];
+  uint64_t first_unit;
+  int64_t units;
+  const int32_t* valid;  // of each tile: how many elements count for its sum of squares; null: no sums
+  double* squares;       // of each tile
+};
+
+// Buffers of kWordsPerTile for each term, aligned to 64 bytes.
+struct Scratch {
+  uint32_t* words;
+  float* z;
 };
 
 struct Stats {
@@ -53,6 +102,8 @@ struct Kernels {
   const char* name;
   // `words` is scratch of kWordsPerTile per term, aligned to 64 bytes.
   void (*add_noise[kDtypes])(const AddNoise&, const Span&, uint32_t* words);
+  void (*state_fold[kDtypes])(const StateFold&, const Update&, Scratch);
+  void (*rule_step[kDtypes])(const RuleStep&, const Update&, Scratch);
   // Up to kTile values to fp32.
   void (*to_float[kDtypes])(const void* values, float* out, int64_t count);
   // Over kTile values, in the order of `ordered_sum` in zoengine/ops/reference.py.

@@ -21,7 +21,15 @@ struct Vector {
   static ZO_HD F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static ZO_HD F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static ZO_HD F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static ZO_HD F div(F a, F b) { return _mm256_div_ps(a, b); }
   static ZO_HD F sqrt(F a) { return _mm256_sqrt_ps(a); }
+  static ZO_HD F max(F a, F b) {  // the instruction gives b where either is NaN
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
+  static ZO_HD F sign(F a) {
+    F positive = _mm256_and_ps(_mm256_cmp_ps(a, splat(0.0f), _CMP_GT_OQ), splat(1.0f));
+    return _mm256_or_ps(positive, _mm256_and_ps(_mm256_cmp_ps(a, splat(0.0f), _CMP_LT_OQ), splat(-1.0f)));
+  }
   static ZO_HD U add(U a, U b) { return _mm256_add_epi32(a, b); }
   static ZO_HD U sub(U a, U b) { return _mm256_sub_epi32(a, b); }
   static ZO_HD U bit_and(U a, U b) { return _mm256_and_si256(a, b); }
@@ -43,6 +51,19 @@ struct Vector {
     return result;
   }
   static ZO_HD U shl_by(U a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+  // Element j: `set` where bit j * step + first of `word` is 1, else `clear`.
+  template <int step, int first>
+  static ZO_HD F pick(uint32_t word, F clear, F set) {
+    const U bit = _mm256_slli_epi32(_mm256_sllv_epi32(splat(1u), _mm256_setr_epi32(
+        0, step, 2 * step, 3 * step, 4 * step, 5 * step, 6 * step, 7 * step)), first);
+    const U chosen = _mm256_cmpeq_epi32(bit_and(splat(word), bit), bit);
+    return _mm256_blendv_ps(clear, set, floats(chosen));
+  }
+  // Bit j: whether |a_j| <= b_j.
+  static ZO_HD uint32_t below(F a, F b) {
+    const F magnitude = _mm256_andnot_ps(splat(-0.0f), a);
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(magnitude, b, _CMP_LE_OQ)));
+  }
 
   static ZO_HD F load(const float* p) { return _mm256_loadu_ps(p); }
   static ZO_HD U load(const uint32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
@@ -99,6 +120,29 @@ struct Memory<Vector, BFloat16> {
     odd = _mm256_or_si256(odd, _mm256_castps_si256(_mm256_cmp_ps(a[1], a[1], _CMP_UNORD_Q)));
     __m256i both = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xAA);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
+  }
+};
+
+template <>
+struct InOrder<Vector, BFloat16> {
+  static ZO_HD __m256 load(const BFloat16* p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
+  static ZO_HD void store(BFloat16* p, __m256 a) {
+    __m256i bits = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    store_bits(p, a, _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd));
+  }
+  static ZO_HD void store(BFloat16* p, __m256 a, __m256i random16) {
+    store_bits(p, a, _mm256_add_epi32(_mm256_castps_si256(a), random16));
+  }
+
+ private:
+  static ZO_HD void store_bits(BFloat16* p, __m256 a, __m256i bits) {
+    bits = _mm256_or_si256(bits, _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+    bits = _mm256_srli_epi32(bits, 16);
+    __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
   }
 };
 

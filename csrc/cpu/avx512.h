@@ -21,7 +21,15 @@ struct Vector {
   static ZO_HD F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static ZO_HD F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static ZO_HD F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static ZO_HD F div(F a, F b) { return _mm512_div_ps(a, b); }
   static ZO_HD F sqrt(F a) { return _mm512_sqrt_ps(a); }
+  static ZO_HD F max(F a, F b) {  // the instruction gives b where either is NaN
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+  }
+  static ZO_HD F sign(F a) {
+    F positive = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, splat(0.0f), _CMP_GT_OQ), splat(1.0f));
+    return _mm512_mask_mov_ps(positive, _mm512_cmp_ps_mask(a, splat(0.0f), _CMP_LT_OQ), splat(-1.0f));
+  }
   static ZO_HD U add(U a, U b) { return _mm512_add_epi32(a, b); }
   static ZO_HD U sub(U a, U b) { return _mm512_sub_epi32(a, b); }
   static ZO_HD U bit_and(U a, U b) { return _mm512_and_si512(a, b); }
@@ -40,6 +48,17 @@ struct Vector {
     return _mm512_mask_blend_ps(_mm512_test_epi32_mask(word, splat(1u << bit)), clear, set);
   }
   static ZO_HD U shl_by(U a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+  // Element j: `set` where bit j * step + first of `word` is 1, else `clear`.
+  template <int step, int first>
+  static ZO_HD F pick(uint32_t word, F clear, F set) {
+    const U places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const U bit = _mm512_slli_epi32(_mm512_sllv_epi32(splat(1u), _mm512_slli_epi32(places, step / 2)), first);
+    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(splat(word), bit), clear, set);
+  }
+  // Bit j: whether |a_j| <= b_j.
+  static ZO_HD uint32_t below(F a, F b) {
+    return static_cast<uint32_t>(_mm512_cmp_ps_mask(_mm512_andnot_ps(splat(-0.0f), a), b, _CMP_LE_OQ));
+  }
 
   static ZO_HD F load(const float* p) { return _mm512_loadu_ps(p); }
   static ZO_HD U load(const uint32_t* p) { return _mm512_load_si512(p); }
@@ -95,6 +114,27 @@ struct Memory<Vector, BFloat16> {
     even = _mm512_mask_mov_epi32(even, _mm512_cmp_ps_mask(a[0], a[0], _CMP_UNORD_Q), nan);
     odd = _mm512_mask_mov_epi32(odd, _mm512_cmp_ps_mask(a[1], a[1], _CMP_UNORD_Q), nan);
     _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xAAAAAAAAu, _mm512_srli_epi32(even, 16), odd));
+  }
+};
+
+template <>
+struct InOrder<Vector, BFloat16> {
+  static ZO_HD __m512 load(const BFloat16* p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
+  static ZO_HD void store(BFloat16* p, __m512 a) {
+    __m512i bits = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    store_bits(p, a, _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd));
+  }
+  static ZO_HD void store(BFloat16* p, __m512 a, __m512i random16) {
+    store_bits(p, a, _mm512_add_epi32(_mm512_castps_si512(a), random16));
+  }
+
+ private:
+  static ZO_HD void store_bits(BFloat16* p, __m512 a, __m512i bits) {
+    bits = _mm512_mask_mov_epi32(bits, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(-1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
   }
 };
 

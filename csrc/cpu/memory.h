@@ -47,6 +47,34 @@ struct Memory<Scalar, Float16> {
   }
 };
 
+// One vector at a time in memory order, for kernels that also keep fp32 tensors of x's shape, where taking those apart
+// would cost more than putting x together.
+template <class V, class T>
+struct InOrder {
+  static ZO_HD typename V::F load(const T* p) {
+    typename V::F a[1];
+    Memory<V, T>::load(p, a);
+    return a[0];
+  }
+  static ZO_HD void store(T* p, typename V::F a) {
+    const typename V::F one[1] = {a};
+    Memory<V, T>::store(p, one);
+  }
+  static ZO_HD void store(T* p, typename V::F a, typename V::U random16) {
+    const typename V::F one[1] = {a};
+    const typename V::U random[1] = {random16};
+    Memory<V, T>::store(p, one, random);
+  }
+};
+
+// Bits at .. at + n - 1 of a little-endian string of bits; n divides at.
+template <int n>
+ZO_HD uint32_t bits_at(const uint8_t* bits, int at) {
+  uint32_t word = 0;
+  __builtin_memcpy(&word, bits + at / 8, (n + 7) / 8);
+  return n < 8 ? word >> (at & 7) : word;
+}
+
 // fp32 values in the order that a Memory of one or two halves has.
 static ZO_HD void load_halves(const float* p, float (&a)[1]) { a[0] = *p; }
 

@@ -1,103 +1,56 @@
-// add_noise_, add_noise_out and noise_fill_ on the CPU: whole units are split among torch's threads, so that no result
-// depends on their number. The schemas stand in zoengine/ops/schema.py; arguments are checked in zoengine/ops.
+// add_noise_, add_noise_out and noise_fill_ on the CPU. The schemas stand in zoengine/ops/schema.py; arguments are
+// checked in zoengine/ops.
 
-#include <algorithm>
-#include <cstring>
+#include <memory>
 #include <optional>
-#include <vector>
 
-#include "tensors.h"
+#include "units.h"
 
 namespace zo::cpu {
 namespace {
 
-constexpr int64_t kUnitsPerThread = 8;  // below this a thread is not worth waking
+enum { kX, kOut, kState0, kState1, kOperand, kOperands };
 
-// x[0 .. count) stand at stream index offset; a null x reads as -0.
-struct Range {
-  const char* x;
-  char* out;
-  Dtype dtype;
-  int64_t count;
-  uint64_t offset;
-  std::vector<const float*> states;
-};
-
-// A unit that reaches beyond the range: done on copies that are padded to a whole unit.
-void partial_unit(const AddNoise& args, const Range& range, uint64_t unit, uint32_t* words) {
-  const int64_t size = size_of(range.dtype);
-  const uint64_t start = unit * kUnit;
-  const int64_t skip = start < range.offset ? static_cast<int64_t>(range.offset - start) : 0;
-  const int64_t first = start > range.offset ? static_cast<int64_t>(start - range.offset) : 0;  // in the range
-  const int64_t count = std::min(range.count - first, kUnit - skip);
-
-  alignas(64) char data[kUnit * sizeof(float)] = {};
-  if (range.x) std::memcpy(data + skip * size, range.x + first * size, static_cast<size_t>(count * size));
-  std::vector<float> copies(range.states.size() * kUnit);
-  std::vector<const float*> states;
-  for (size_t j = 0; j < range.states.size(); ++j) {
-    float* copy = copies.data() + j * kUnit;
-    std::memcpy(copy + skip, range.states[j] + first, static_cast<size_t>(count) * sizeof(float));
-    states.push_back(copy);
-  }
-  kernels().add_noise[range.dtype](args, {range.x ? data : nullptr, data, states.data(), unit, 1}, words);
-  std::memcpy(range.out + first * size, data + skip * size, static_cast<size_t>(count * size));
-}
-
-void run_units(const AddNoise& args, const Range& range, uint64_t begin, uint64_t end) {
-  Aligned<uint32_t> words(args.term_count * kWordsPerTile);
-  const uint64_t last = range.offset + static_cast<uint64_t>(range.count);
-  if (begin < end && begin * kUnit < range.offset) partial_unit(args, range, begin++, words.get());
-  const bool cut = begin < end && end * kUnit > last;
-  if (cut) --end;
-  if (begin < end) {
-    const int64_t place = static_cast<int64_t>(begin * kUnit - range.offset);
-    const int64_t bytes = place * size_of(range.dtype);
-    std::vector<const float*> states = range.states;
-    for (const float*& state : states) state += place;
-    const Span span{range.x ? range.x + bytes : nullptr, range.out + bytes, states.data(), begin,
-                    static_cast<int64_t>(end - begin)};
-    kernels().add_noise[range.dtype](args, span, words.get());
-  }
-  if (cut) partial_unit(args, range, end, words.get());
-}
-
-void run(const AddNoise& args, const Range& range) {
-  if (range.count == 0) return;
-  const uint64_t begin = range.offset / kUnit;
-  const uint64_t end = (range.offset + static_cast<uint64_t>(range.count) + kUnit - 1) / kUnit;
-  torch::stable::parallel_for(0, static_cast<int64_t>(end - begin), kUnitsPerThread, [&](int64_t first, int64_t last) {
-    run_units(args, range, begin + static_cast<uint64_t>(first), begin + static_cast<uint64_t>(last));
+void run_add_noise(const AddNoise& args, const Range<kOperands>& range, Dtype dtype) {
+  run(range, [&] {
+    auto words = std::make_shared<Aligned<uint32_t>>(args.term_count * kWordsPerTile);
+    return [&args, dtype, words](const Places<kOperands>& at, uint64_t unit, int64_t units) {
+      const float* states[2] = {reinterpret_cast<float*>(at[kState0]), reinterpret_cast<float*>(at[kState1])};
+      kernels().add_noise[dtype](args, {at[kX], at[kOut], states, unit, units, at[kOperand]}, words->get());
+    };
   });
+}
+
+Operand operand_of(Transform transform, const std::optional<Tensor>& tensor) {
+  if (!tensor) return {};
+  return {tensor->const_data_ptr(), transform == kMask ? 1 : 32, transform == kScale};
 }
 
 void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& streams, const Tensor& coeffs,
                    const std::vector<Tensor>& states, const std::optional<Tensor>& keep,
                    const std::optional<Tensor>& sr_seed, int64_t offset, int64_t noise, int64_t transform,
                    const std::optional<Tensor>& operand, const Tensor& out) {
-  const int64_t* seed = seeds.const_data_ptr<int64_t>();
-  const int64_t* stream = streams.const_data_ptr<int64_t>();
-  const float* coefficient = coeffs.const_data_ptr<float>();
-  std::vector<Term> terms;
-  for (int64_t k = 0; k < seeds.numel(); ++k) {
-    terms.push_back({key_of(seed[k]), static_cast<uint32_t>(stream[k]), coefficient[k]});
-  }
-  Key rounding;
-  if (sr_seed) rounding = key_of(*sr_seed->const_data_ptr<int64_t>());
-
+  const std::vector<Term> terms = terms_of(seeds, streams, coeffs);
+  const std::optional<Key> rounding = rounding_key(sr_seed);
   AddNoise args;
   args.terms = terms.data();
   args.term_count = seeds.numel();
-  args.state_coefficients = coefficient + seeds.numel();
+  args.state_coefficients = coeffs.const_data_ptr<float>() + seeds.numel();
   args.state_count = static_cast<int64_t>(states.size());
-  args.keep = keep ? keep->const_data_ptr<float>() : nullptr;
-  args.rounding = sr_seed ? &rounding : nullptr;
+  args.keep = pointer_of(keep);
+  args.rounding = rounding ? &*rounding : nullptr;
   args.gaussian = noise == table::GAUSSIAN;
+  args.transform = static_cast<Transform>(transform);
 
-  Range range{static_cast<const char*>(x.const_data_ptr()), static_cast<char*>(out.mutable_data_ptr()), dtype_of(x),
-              x.numel(), static_cast<uint64_t>(offset), {}};
-  for (const Tensor& state : states) range.states.push_back(state.const_data_ptr<float>());
-  run(args, range);
+  const Dtype dtype = dtype_of(x);
+  Range<kOperands> range{{}, x.numel(), static_cast<uint64_t>(offset)};
+  range.operands[kX] = values_of(x.const_data_ptr(), dtype);
+  range.operands[kOut] = written(values_of(out.mutable_data_ptr(), dtype));
+  for (size_t j = 0; j < states.size(); ++j) {
+    range.operands[kState0 + j] = values_of(states[j].const_data_ptr(), kFloat32);
+  }
+  range.operands[kOperand] = operand_of(args.transform, operand);
+  run_add_noise(args, range, dtype);
 }
 
 void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& streams, const Tensor& coeffs,
@@ -109,8 +62,9 @@ void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& streams, con
 
 void noise_fill_(const Tensor& out, const Tensor& seed, int64_t offset, int64_t stream, int64_t noise) {
   const Term term = fill_term(seed, stream);
-  run(fill_args(term, noise), {nullptr, static_cast<char*>(out.mutable_data_ptr()), dtype_of(out), out.numel(),
-                                       static_cast<uint64_t>(offset), {}});
+  Range<kOperands> range{{}, out.numel(), static_cast<uint64_t>(offset)};
+  range.operands[kOut] = written(values_of(out.mutable_data_ptr(), dtype_of(out)));
+  run_add_noise(fill_args(term, noise), range, dtype_of(out));
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
-// Sums over segments on the CPU, in the order of `ordered_sum` in zoengine/ops/reference.py: tiles of 1024 values are
+// Sums over segments on the CPU, in the order of `ordered_sum` in zoengine/ops/reference: tiles of 1024 values are
 // summed in parallel, then each segment's tile sums in one go, so that no result depends on the number of threads.
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "lane_sum.h"
 #include "tensors.h"
 
 namespace zo::cpu {
@@ -43,17 +44,6 @@ struct Segments {
     });
   }
 };
-
-// The sum of tile sums, in the order of `ordered_sum`: 256 lanes, then a halving tree.
-template <class Value>
-double lane_sum(int64_t first, int64_t last, const Value& value) {
-  double lanes[256] = {};
-  for (int64_t i = first; i < last; ++i) lanes[(i - first) & 255] += value(i);
-  for (int width = 128; width; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
-}
 
 void read_tile(const Tensor& x, int64_t start, int64_t count, float* tile) {
   const Dtype dtype = dtype_of(x);
@@ -134,7 +124,7 @@ class NoiseReader {
     while (count > 0) {
       if (index / kUnit != held_) {
         held_ = index / kUnit;
-        kernels().add_noise[kFloat32](args_, {nullptr, unit_.get(), nullptr, held_, 1}, words_.get());
+        kernels().add_noise[kFloat32](args_, {nullptr, unit_.get(), nullptr, held_, 1, nullptr}, words_.get());
       }
       const int64_t skip = static_cast<int64_t>(index % kUnit), n = std::min<int64_t>(count, kUnit - skip);
       std::copy_n(unit_.get() + skip, n, out);

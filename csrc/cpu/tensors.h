@@ -7,6 +7,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <new>
+#include <optional>
+#include <vector>
 
 #include "dispatch.h"
 #include "noise_table.h"
@@ -55,6 +57,25 @@ class Aligned {
  private:
   T* data_;
 };
+
+inline std::vector<Term> terms_of(const Tensor& seeds, const Tensor& streams, const Tensor& coeffs) {
+  const int64_t* seed = seeds.const_data_ptr<int64_t>();
+  const int64_t* stream = streams.const_data_ptr<int64_t>();
+  const float* coefficient = coeffs.const_data_ptr<float>();
+  std::vector<Term> terms;
+  for (int64_t k = 0; k < seeds.numel(); ++k) {
+    terms.push_back({key_of(seed[k]), static_cast<uint32_t>(stream[k]), coefficient[k]});
+  }
+  return terms;
+}
+
+inline std::optional<Key> rounding_key(const std::optional<Tensor>& sr_seed) {
+  return sr_seed ? std::optional<Key>(key_of(*sr_seed->const_data_ptr<int64_t>())) : std::nullopt;
+}
+
+inline const float* pointer_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
 
 // The noise itself is one term of coefficient 1 added to -0, the only number that leaves every z as it is.
 inline Term fill_term(const Tensor& seed, int64_t stream) {

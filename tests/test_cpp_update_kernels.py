@@ -1,0 +1,157 @@
+"""The C++ CPU kernels of states, rules, matrices and counts against the reference, bit for bit, on every instruction
+set that this CPU runs. ``add_noise_`` and the sums are in test_cpp_kernels.py."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from bitwise import assert_same
+
+from zoengine.noise import table
+from zoengine.ops import extension, reference
+from zoengine.ops.schema import RULES
+
+try:
+    cpp = extension.load("cpu")
+    ISAS = extension.isas()
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NOISES = (table.GAUSSIAN, table.RADEMACHER)
+
+isa = pytest.mark.parametrize("isa", ISAS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+noises = pytest.mark.parametrize("noise", NOISES, ids=("gaussian", "rademacher"))
+
+# Elements and offset: a part of a unit, cut units at both ends, whole units, places beyond 32 bits; then K.
+PLACES = [(3, 1023, 1), (5000, 1024, 2), (6149, 2**32 - 2051, 1), (4096, 2**40, 6), (9000, 2**63 - 9000, 3)]
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def terms_of(count, coefficients):
+    generator = torch.Generator().manual_seed(count)
+    seeds = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)
+    return seeds, torch.arange(count) % 2, randn(coefficients, seed=7) / 2
+
+
+def both(op, tensors, *args, **kwargs):
+    """Run ``op`` of the kernels and of the reference on copies of ``tensors``; what they wrote, and their results."""
+    found = []
+    for backend in (cpp, reference):
+        copies = [[t.clone() for t in tensor] if isinstance(tensor, list) else tensor.clone() for tensor in tensors]
+        result = getattr(backend, op)(*copies, *args, **kwargs)
+        written = [t for copy in copies for t in (copy if isinstance(copy, list) else [copy])]
+        found.append([*written, *([] if result is None else [result])])
+    return zip(*found, strict=True)
+
+
+@functools.cache
+def fold_case(n, offset, count, dtype, noise, mode):
+    """Arguments of state_fold_, and what the reference makes of them. ``mode`` counts what is left out."""
+    terms = terms_of(count, count)
+    fused, stochastic, kept, normed = mode % 2 == 0, mode % 3 == 0, mode % 4 < 2, offset % 1024 == 0
+    state, x = randn(n), randn(n, seed=3).to(dtype)
+    factor, x_factor = torch.tensor([0.9]), torch.tensor([1 - 1e-3])
+    valid = torch.arange(-(-n // 1024)).flip(0).mul(333).clamp(max=1024).int() if normed else None
+    rest = (
+        *terms, factor if kept else None, randn(count + 2, seed=5) if fused else None, x_factor if fused else None,
+        torch.tensor([-5 - n]) if stochastic else None, valid, offset, noise,
+    )  # fmt: skip
+    after_state, after_x = state.clone(), x.clone()
+    squares = reference.state_fold_(after_state, after_x if fused else None, *rest)
+    return state, x if fused else None, rest, after_state, after_x, squares
+
+
+@isa
+@dtypes
+@noises
+def test_state_fold_is_the_reference(isa, dtype, noise):
+    with extension.use_isa(isa):
+        for mode, (n, offset, count) in enumerate([*PLACES, (2048, 1024, 0), (0, 1024, 1), (5000, 2048, 1)]):
+            state, x, rest, after_state, after_x, squares = fold_case(n, offset, count, dtype, noise, mode)
+            state, x = state.clone(), x if x is None else x.clone()
+            found = cpp.state_fold_(state, x, *rest)
+            what = f"{n} at {offset}"
+            assert_same(state, after_state, f"state, {what}")
+            assert_same(found, squares, f"sum of squares, {what}")
+            if x is not None:
+                assert_same(x, after_x, f"x, {what}")
+
+
+def test_the_norm_counts_valid_elements_alone():
+    state = randn(5000)
+    state[1500] = float("nan")
+    valid = torch.tensor([1024, 400, 0, 1024, 10_000], dtype=torch.int32)
+    none = torch.zeros(0, dtype=torch.int64)
+    rest = (none, none, none.float(), None, None, None, None, valid, 1024, 0)
+    (_, _), (found, expected) = both("state_fold_", [state], None, *rest)
+    assert_same(found, expected)
+    assert torch.isfinite(found).all()
+
+
+SCALARS = {
+    "sign": (-0.125,),
+    "adam": (0.9, 0.1, 0.99, 0.01, 1.5, 1e-3, -0.01),
+    "amsgrad": (0.9, 0.1, 0.99, 0.01, 1.5, 1e-3, -0.01),
+    "adamu": (0.4, 0.7, 0.6, 0.2, 0.8, 1e-8, -0.05, -1.0),
+    "hizoo": (0.9, 1.0, 0.4, 1.0),
+    "adam_replay": (2.0, 1e-3, -0.01),
+}
+
+
+@functools.cache
+def rule_case(rule, n, offset, count, dtype, noise, mode):
+    number, states, _ = RULES[rule]
+    count = 2 if rule == "adamu" else count
+    sets = 2 if rule in ("hizoo", "adam_replay") else 1
+    x, states = randn(n).to(dtype), [randn(n, seed=j).abs() for j in range(states)]
+    if states:
+        states[-1][1::7] = 0.0
+        states[-1][::5] = 1e-41  # a subnormal root
+    scalars = list(SCALARS[rule])
+    if rule == "hizoo":
+        scalars[3] = float(mode % 2)
+    rest = (
+        *terms_of(count, sets * count), torch.tensor(scalars), torch.tensor([0.99]) if mode % 2 else None,
+        torch.tensor([n]) if mode % 3 else None, offset, noise, number,
+    )  # fmt: skip
+    after_x, after = x.clone(), [state.clone() for state in states]
+    reference.rule_step_(after_x, after, *rest)
+    return x, states, rest, after_x, after
+
+
+@isa
+@dtypes
+@noises
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_are_the_reference(isa, dtype, noise, rule):
+    with extension.use_isa(isa):
+        for mode, place in enumerate(PLACES[:4]):
+            x, states, rest, after_x, after = rule_case(rule, *place, dtype, noise, mode)
+            x, states = x.clone(), [state.clone() for state in states]
+            cpp.rule_step_(x, states, *rest)
+            assert_same(x, after_x, f"x, {place}")
+            for j, (actual, expected) in enumerate(zip(states, after, strict=True)):
+                assert_same(actual, expected, f"state {j}, {place}")
+
+
+@isa
+@pytest.mark.parametrize("rule", ["sign", "amsgrad", "hizoo"])
+def test_rules_with_values_that_are_no_numbers(isa, rule):
+    number, count, _ = RULES[rule]
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1.0, -1.0])
+    triples = torch.tensor(list(itertools.product(special.tolist(), repeat=3)))
+    x, states = triples[:, 0].clone(), [triples[:, (j + 1) % 3].clone() for j in range(count)]
+    terms = (torch.tensor([3]), torch.tensor([0]), torch.tensor([1.0, 0.25]))
+    for coefficient in (1.0, 0.0, float("nan")):
+        terms[2][0] = coefficient
+        with extension.use_isa(isa):
+            pairs = both("rule_step_", [x, states], *terms, torch.tensor(SCALARS[rule]), None, None, 5, 0, number)
+            for j, (found, expected) in enumerate(pairs):
+                # Which zero is the larger one is not part of the contract.
+                assert_same(found + 0.0, expected + 0.0, f"coefficient {coefficient}, tensor {j}")
