@@ -15,7 +15,7 @@ from zoengine.config import ConfigError  # noqa: E402
 from zoengine.data import Example  # noqa: E402
 from zoengine.methods import create  # noqa: E402
 from zoengine.models import ModelError  # noqa: E402
-from zoengine.tasks import Classification, TaskError  # noqa: E402
+from zoengine.tasks import Classification, LabelSimilarity, TaskError  # noqa: E402
 from zoengine.trainer import run as runs  # noqa: E402
 from zoengine.trainer.evaluate import evaluate  # noqa: E402
 
@@ -114,6 +114,39 @@ def test_what_the_task_refuses(encoder, tiny_run):
         Classification(unpadded)
 
 
+# --- similarity to descriptions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuning", [{}, {"tuning": "lora", "lora_target_modules": ["query", "value"]}])
+def test_similarity_is_the_scaled_cosine(encoder, tuning):
+    """In a padded batch, against embeddings of each text alone."""
+    model, tokenizer = models.load(encoder, classes=0, dtype="float32", **tuning)
+    task = LabelSimilarity(tokenizer, descriptions=("dull", "a good film"), scale=7.0)
+
+    def embedding(text):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        return F.normalize(model(input_ids=ids).last_hidden_state.mean(1), dim=1)
+
+    with torch.no_grad():
+        batch = task.collate(EXAMPLES)
+        assert batch["input_ids"].shape == (5, 8) and batch["labels"].tolist() == [1, 0, 1]
+        found = task.logits(model, batch)
+        labels = torch.cat([embedding("dull"), embedding("a good film")])
+        expected = torch.cat([7.0 * embedding(example.text) @ labels.T for example in EXAMPLES])
+        total, count = task.loss_sum(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert count == 3 and total.item() == pytest.approx(
+        F.cross_entropy(expected, torch.tensor([1, 0, 1]), reduction="sum").item(), rel=1e-4
+    )
+    assert task.evaluate(model, EXAMPLES, batch_size=2)["n"] == 3
+    assert bool(tuning) == all("lora" in name for name in trained(model))
+    for bad, message in (({"descriptions": ("a", "a")}, "two different"), ({"max_length": 1}, "at least 3")):
+        with pytest.raises(TaskError, match=message):
+            LabelSimilarity(tokenizer, **bad)
+    with pytest.raises(TaskError, match="no description"):
+        task.encode(Example("x", 2))
+
+
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
@@ -170,11 +203,11 @@ def test_an_encoder_predicts_no_words():
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def values(tiny_run, encoder, folder, **tuning):
+def values(tiny_run, encoder, folder, task="classification", **tuning):
     return {
         **tiny_run,
         "model": {"path": str(encoder), "dtype": "float32", "device": "cpu"},
-        "task": {"name": "classification", "max_length": 10},
+        "task": {"name": task, "max_length": 10},
         "tuning": tuning,
         "method": {"name": "ft-adamw", "lr": 0.02},
         "run": {**tiny_run["run"], "output_dir": str(folder), "save_every": 5},
@@ -205,11 +238,21 @@ def test_a_run_is_saved_resumed_and_measured(tiny_run, encoder, tmp_path, tuning
     assert json.loads((tmp_path / "run" / "result.json").read_text())["backward_passes"] == 9
 
 
+def test_a_run_without_a_head(tiny_run, encoder, tmp_path):
+    settings = values(tiny_run, encoder, tmp_path / "run", "label-similarity")
+    settings["task"]["descriptions"] = ["a dull film", "a fine film"]
+    outcome = runs.train(config.check(settings))
+    assert outcome.after["loss"] < outcome.before["loss"]
+    found = evaluate(str(tmp_path / "run"), [], "test")
+    assert {name: found[name] for name in outcome.after} == outcome.after
+    assert "a dull film" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_prompt_does_not_go_with_a_head(tiny_run, encoder, tmp_path):
     bad = values(tiny_run, encoder, tmp_path)
     for key, value in (("template", "{text} it was"), ("label_words", [" bad", " good"])):
         bad["task"] = {"name": "classification", key: value}
-        with pytest.raises(ConfigError, match=f"{key} belongs to prompt-classification"):
+        with pytest.raises(ConfigError, match=f"{key} belongs to the task prompt-classification"):
             config.check(bad)
     checked = config.check(values(tiny_run, encoder, tmp_path))
     (tmp_path / "config.yaml").write_text(config.dump(checked))

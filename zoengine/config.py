@@ -52,18 +52,23 @@ class Data(_Section):
 
 
 class Task(_Section):
-    """Classification: by the label word that a language model expects after a prompt, or by a head on any model."""
+    """Classification: by the label word that a language model expects after a prompt, by a head on any model, or by
+    the similarity of an encoder's embeddings of text and label."""
 
-    name: Literal["prompt-classification", "classification"] = "prompt-classification"
+    name: Literal["prompt-classification", "classification", "label-similarity"] = "prompt-classification"
     template: str = "{text} It was"
     label_words: list[str] = [" terrible", " great"]
+    descriptions: list[str] = ["A terrible film.", "A great film."]
+    scale: Annotated[float, Field(gt=0)] = 20.0
     max_length: PositiveInt = 2048
 
     @model_validator(mode="after")
-    def _no_prompt_for_a_head(self) -> Task:
-        for key in ("template", "label_words") if self.name == "classification" else ():
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} belongs to prompt-classification; a head reads the text as it is")
+    def _keys_of_this_task(self) -> Task:
+        own = {"prompt-classification": ("template", "label_words"), "label-similarity": ("descriptions", "scale")}
+        for task, keys in own.items():
+            for key in keys if task != self.name else ():
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} belongs to the task {task}, not to {self.name}")
         return self
 
 

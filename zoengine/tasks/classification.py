@@ -1,6 +1,5 @@
 """Classification by a head on top of the model: the text alone goes in, one logit for each class comes out."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoengine.data import Example
-from zoengine.tasks.labelled import Encoded, LabelledTexts, TaskError
-
-_log = logging.getLogger(__name__)
+from zoengine.tasks.labelled import Encoded, LabelledTexts, TaskError, cut
 
 
 class Classification(LabelledTexts):
@@ -42,16 +39,7 @@ class Classification(LabelledTexts):
         """Token ids of the example's text, special tokens as the tokenizer adds them, and its label."""
         if not 0 <= example.label < len(self.label_names):
             raise TaskError(f"label {example.label} of {example.text!r} is none of the classes {self.label_names}")
-        ids = self.tokenizer(example.text, truncation=False, verbose=False)["input_ids"]
-        if len(ids) > self.max_length:
-            if not self.truncated:
-                _log.warning(
-                    "a text of %d tokens is longer than max_length=%d; it and all others like it are cut on the right",
-                    len(ids), self.max_length,
-                )  # fmt: skip
-            self.truncated += 1
-            ids = self.tokenizer(example.text, truncation=True, max_length=self.max_length)["input_ids"]
-        return {"input_ids": ids, "labels": example.label}
+        return {"input_ids": cut(self, example.text), "labels": example.label}
 
     def collate(self, examples: Sequence[Example | Encoded]) -> dict[str, Tensor]:
         """A batch of B examples, encoded or not, padded on the right to the longest, L tokens.

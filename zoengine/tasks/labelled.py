@@ -1,5 +1,6 @@
 """What the tasks on labelled texts have in common: their data sets, their loss and their evaluation."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoengine.data import Example
+
+_log = logging.getLogger(__name__)
 
 
 class TaskError(ValueError):
@@ -107,3 +110,17 @@ class LabelledTexts(ABC):
         for row, item in zip(input_ids, encoded, strict=True):
             row[: len(item["input_ids"])] = torch.tensor(item["input_ids"])
         return input_ids, lengths, torch.tensor([item["labels"] for item in encoded])
+
+
+def cut(task: LabelledTexts, text: str) -> list[int]:
+    """Token ids of `text`, with the tokenizer's special tokens, cut on the right to the task's `max_length`."""
+    ids = task.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    if len(ids) <= task.max_length:
+        return ids
+    if not task.truncated:
+        _log.warning(
+            "a text of %d tokens is longer than max_length=%d; it and all others like it are cut on the right",
+            len(ids), task.max_length,
+        )  # fmt: skip
+    task.truncated += 1
+    return task.tokenizer(text, truncation=True, max_length=task.max_length)["input_ids"]

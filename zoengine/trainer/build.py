@@ -9,7 +9,7 @@ import torch
 from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError
 from zoengine.data import Example
-from zoengine.tasks import Classification, LabelledTexts, PromptClassification
+from zoengine.tasks import Classification, LabelledTexts, LabelSimilarity, PromptClassification
 
 EMBEDDED = "movie-reviews"
 _SPLITS = {"train": "train", "eval": "dev", "test": "test"}
@@ -26,8 +26,8 @@ def load_model(config: Config, device: str) -> tuple[Any, Any]:
 
 
 def classes(config: Config) -> int | None:
-    """How many outputs the model's head has; None for a task that needs no head."""
-    return len(config.data.options) if config.task.name == "classification" else None
+    """What :func:`zoengine.models.load` takes: outputs of a head, 0 for the bare model, None for a language model."""
+    return {"classification": len(config.data.options), "label-similarity": 0}.get(config.task.name)
 
 
 def build_task(config: Config, tokenizer: Any) -> LabelledTexts:
@@ -35,6 +35,8 @@ def build_task(config: Config, tokenizer: Any) -> LabelledTexts:
     task = config.task
     if task.name == "classification":
         return Classification(tokenizer, options=config.data.options, max_length=task.max_length)
+    if task.name == "label-similarity":
+        return LabelSimilarity(tokenizer, descriptions=task.descriptions, scale=task.scale, max_length=task.max_length)
     return PromptClassification(
         tokenizer, template=task.template, label_words=task.label_words, max_length=task.max_length
     )
