@@ -7,20 +7,62 @@ and ``zoengine.cli`` and need the extra ``hf``.
 from zoengine import methods, ops
 from zoengine.arena import Arena, ArenaError
 from zoengine.evaluation import EvaluationError, NonFiniteLossError
-from zoengine.methods import FTSGD, FieldError, FTAdamW, MeZO, MeZOMomentum
+from zoengine.methods import (
+    FTSGD,
+    LOREN,
+    LOZO,
+    LOZOM,
+    ConMeZO,
+    FieldError,
+    FTAdamW,
+    HiZOO,
+    MeZO,
+    MeZOAdam,
+    MeZOGreedy,
+    MeZOGV,
+    MeZOMomentum,
+    MeZOSVRG,
+    SparseMeZO,
+    SubZero,
+    SubZeroGreedy,
+    SubZeroGV,
+    ZOAdaMM,
+    ZOAdaMU,
+    ZOFinetuner,
+    ZOOptimizer,
+    ZOSignSGD,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FTSGD",
+    "LOREN",
+    "LOZO",
+    "LOZOM",
     "Arena",
     "ArenaError",
+    "ConMeZO",
     "EvaluationError",
     "FTAdamW",
     "FieldError",
+    "HiZOO",
     "MeZO",
+    "MeZOAdam",
+    "MeZOGV",
+    "MeZOGreedy",
     "MeZOMomentum",
+    "MeZOSVRG",
     "NonFiniteLossError",
+    "SparseMeZO",
+    "SubZero",
+    "SubZeroGV",
+    "SubZeroGreedy",
+    "ZOAdaMM",
+    "ZOAdaMU",
+    "ZOFinetuner",
+    "ZOOptimizer",
+    "ZOSignSGD",
     "methods",
     "ops",
 ]

@@ -5,28 +5,61 @@ from __future__ import annotations
 from typing import Any
 
 from zoengine.methods.base import Params, ZOOptimizer
+from zoengine.methods.conmezo import ConMeZO
 from zoengine.methods.fields import FieldError, Fields, nearest
 from zoengine.methods.first_order import FTSGD, FirstOrder, FTAdamW
+from zoengine.methods.hizoo import HiZOO
+from zoengine.methods.loren import LOREN
+from zoengine.methods.lozo import LOZO, LOZOM
 from zoengine.methods.mezo import MeZO
+from zoengine.methods.mezo_adam import MeZOAdam, ZOAdaMM
+from zoengine.methods.mezo_gv import MeZOGreedy, MeZOGV
 from zoengine.methods.mezo_momentum import MeZOMomentum
+from zoengine.methods.mezo_svrg import MeZOSVRG
+from zoengine.methods.sparse_mezo import SparseMeZO
+from zoengine.methods.subzero import SubZero, SubZeroGreedy, SubZeroGV
+from zoengine.methods.zo_adamu import ZOAdaMU
+from zoengine.methods.zo_finetuner import ZOFinetuner
+from zoengine.methods.zo_sign import ZOSignSGD
 
 __all__ = [
     "FTSGD",
+    "LOREN",
+    "LOZO",
+    "LOZOM",
+    "ConMeZO",
     "FTAdamW",
     "FieldError",
     "Fields",
     "FirstOrder",
+    "HiZOO",
     "MeZO",
+    "MeZOAdam",
+    "MeZOGV",
+    "MeZOGreedy",
     "MeZOMomentum",
+    "MeZOSVRG",
+    "SparseMeZO",
+    "SubZero",
+    "SubZeroGV",
+    "SubZeroGreedy",
+    "ZOAdaMM",
+    "ZOAdaMU",
+    "ZOFinetuner",
     "ZOOptimizer",
+    "ZOSignSGD",
     "available",
     "create",
     "get",
 ]
 
 _METHODS: dict[str, type[ZOOptimizer | FirstOrder]] = {
-    method.name: method for method in (MeZO, MeZOMomentum, FTSGD, FTAdamW)
-}
+    method.name: method
+    for method in (
+        MeZO, MeZOMomentum, MeZOAdam, ZOAdaMM, ZOAdaMU, ZOSignSGD, MeZOSVRG, LOZO, LOZOM, HiZOO, SubZero, SparseMeZO,
+        ZOFinetuner, LOREN, ConMeZO, MeZOGV, MeZOGreedy, SubZeroGV, SubZeroGreedy, FTSGD, FTAdamW,
+    )
+}  # fmt: skip
 
 
 def available() -> tuple[str, ...]:

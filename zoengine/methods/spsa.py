@@ -51,7 +51,7 @@ def estimate(
     q = len(directions)
     if fields.weighting != "mean":
         losses = yield [Evaluate(scaled(u, eps)) for u in directions]
-        weights, loss = advantages(losses, fields), sum(losses) / q
+        weights, loss = advantages(losses, eps, fields.weighting == "fitness"), sum(losses) / q
     elif fields.two_sided:
         losses = yield [Evaluate(scaled(u, sign * eps)) for u in directions for sign in (1.0, -1.0)]
         weights = [(plus - minus) / (2 * eps) / q for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
@@ -64,13 +64,13 @@ def estimate(
     return Estimate(merged(terms), weights, loss)
 
 
-def advantages(losses: Sequence[float], fields: Fields) -> list[float]:
-    """The weights of one-sided queries whose baseline is their own mean: rloo or fitness."""
+def advantages(losses: Sequence[float], eps: float, fitness: bool = False) -> list[float]:
+    """The weights of one-sided queries whose baseline is their own mean: rloo, or fitness."""
     q, mean = len(losses), sum(losses) / len(losses)
-    if fields.weighting == "fitness":
+    if fitness:
         spread = statistics.pstdev(losses)
         return [(loss - mean) / (q * spread) if spread > 0 else 0.0 for loss in losses]
-    return [(loss - mean) / (fields.zo_eps * (q - 1)) for loss in losses]
+    return [(loss - mean) / (eps * (q - 1)) for loss in losses]
 
 
 def forwards(fields: Fields) -> int:
