@@ -53,7 +53,7 @@ def test_whole_groups_move_16_bytes_at_a_time(dtype):
     kernel = aot.read(aot.add_noise(dtype).compile(aot.SM90))
     vectors = 32 * (4 if dtype == "fp32" else 2) // 16
     assert kernel.widths("STG") == {128: vectors}
-    assert kernel.widths("LDG") == {128: vectors, 64: 1, 32: 1}  # and one seed, one coefficient
+    assert kernel.widths("LDG") == {128: vectors, 64: 1, 32: 2}  # and one seed, the half of a stream, one coefficient
 
 
 def test_segments_move_16_bytes_at_a_time():
@@ -97,7 +97,7 @@ def test_new_values_do_not_recompile(monkeypatch):
         x = torch.zeros(n, dtype=torch.bfloat16)
         seeds, segments = torch.arange(count), torch.arange(count) * 16
         for noise in table.NOISES.values():
-            kernels.add_noise_(x, seeds, torch.zeros(count), [], None, None, offset, stream, noise)
+            kernels.add_noise_(x, seeds, seeds, torch.zeros(count), [], None, None, offset, noise, 0, None)
             kernels.noise_fill_(x, seeds[:1], offset, stream, noise)
         kernels.segment_stats(x, segments, segments)
         kernels.segment_dot(x, x, segments, segments)

@@ -4,58 +4,32 @@ On a GPU the tests run there. Without one they run in Triton's interpreter, whic
 imported: ``test_in_the_interpreter`` runs this file once more in a process of its own.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from zoengine.noise import table
 from zoengine.ops import reference, use
 from zoengine.ops.backends import BackendError, backends
+from zoengine.ops.schema import TRANSFORMS
 
 pytest.importorskip("triton")
+from triton_bits import BF16, DEVICE, F16, F32, GPU, INTERPRETED, SEEDS, draw, int64, run_in_the_interpreter, same
+
 from zoengine import kernels
 
-GPU = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if GPU and not INTERPRETED else "cpu"
 GAUSSIAN, RADEMACHER = table.GAUSSIAN, table.RADEMACHER
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-SEEDS = [-7, 2**62 + 12345, 3, -(2**63), 2**63 - 1]
 
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the tests below run in this process")
 def test_in_the_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    options = ["-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=os.path.dirname(__file__))
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bits, any NaN equal to any NaN."""
-    assert a.dtype == b.dtype and a.shape == b.shape
-    integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
-    return bool(((a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())).all())
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = F32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
-
-
-def int64(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=DEVICE)
+    run_in_the_interpreter(__file__)
 
 
 def terms(n: int, seeds: int, states: int, keep: bool, stochastic: bool):
-    """Arguments ``seeds, coeffs, states, keep, sr_seed`` of an add_noise op."""
+    """Arguments ``seeds, streams, coeffs, states, keep, sr_seed`` of an add_noise op."""
     return (
         int64(*(SEEDS[k % 5] ^ (k // 5) for k in range(seeds))),
+        int64(*((0, 1, 2**32 - 1)[k % 3] for k in range(seeds))),
         draw(seeds + states, seed=1),
         [draw(n, seed=2 + j) for j in range(states)],
         torch.tensor([0.9], device=DEVICE) if keep else None,
@@ -63,15 +37,28 @@ def terms(n: int, seeds: int, states: int, keep: bool, stochastic: bool):
     )
 
 
-def check_add_noise(x: torch.Tensor, arguments, offset: int, stream: int, noise: int, in_place: bool = True) -> None:
+def operand_of(transform: str, n: int, offset: int) -> torch.Tensor | None:
+    if transform == "scale":
+        return draw((offset % 1024 + n + 1023) // 1024, seed=7)
+    if transform == "mask":
+        return torch.randint(0, 256, (-(-n // 8),), dtype=torch.uint8, generator=torch.Generator().manual_seed(8)).to(
+            DEVICE
+        )
+    return draw(n, seed=9).abs() if transform == "diag" else None
+
+
+def check_add_noise(
+    x: torch.Tensor, arguments, offset: int, noise: int, transform: str = "none", in_place: bool = True
+) -> None:
     before, expected = x.clone(), x.clone()
-    reference.add_noise_(expected, *arguments, offset, stream, noise)
+    arguments = (*arguments, offset, noise, TRANSFORMS[transform], operand_of(transform, x.numel(), offset))
+    reference.add_noise_(expected, *arguments)
     if in_place:
-        kernels.add_noise_(x, *arguments, offset, stream, noise)
+        kernels.add_noise_(x, *arguments)
         assert same(x, expected)
     else:
         out = torch.full_like(x, float("nan"))
-        kernels.add_noise_out(x, *arguments, offset, stream, noise, out=out)
+        kernels.add_noise_out(x, *arguments, out=out)
         assert same(out, expected) and same(x, before)
 
 
@@ -81,25 +68,36 @@ class TestKernels:
     @pytest.mark.parametrize("dtype", [F32, BF16, F16])
     @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
     def test_add_noise(self, dtype, noise):
-        check_add_noise(draw(9001, dtype=dtype), terms(9001, 1, 0, False, False), 4096, 0, noise)
+        check_add_noise(draw(9001, dtype=dtype), terms(9001, 1, 0, False, False), 4096, noise)
 
     @pytest.mark.parametrize("dtype", [F32, BF16, F16])
     @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
     def test_every_option_out_of_place(self, dtype, noise):
         x, arguments = draw(1500, dtype=dtype), terms(1500, 2, 2, True, True)
-        check_add_noise(x, arguments, 8192 * 3 - 333, 1, noise, in_place=False)
+        check_add_noise(x, arguments, 8192 * 3 - 333, noise, in_place=False)
+
+    @pytest.mark.filterwarnings("ignore:divide by zero")  # numpy, in the interpreter, where a mask loads nothing
+    @pytest.mark.parametrize("transform", ["scale", "mask", "diag"])
+    @pytest.mark.parametrize(
+        "n, offset, dtype, noise",
+        [(9000, 2048, BF16, GAUSSIAN), (9000, 1016, F32, RADEMACHER), (4500, 777, F16, GAUSSIAN)],
+    )
+    def test_transforms(self, transform, n, offset, dtype, noise):
+        x = draw(n, dtype=dtype)
+        check_add_noise(x.clone(), terms(n, 2, 0, True, False), offset, noise, transform)
+        check_add_noise(x, terms(n, 1, 0, False, True), offset, noise, transform, in_place=False)
 
     @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
     def test_out_may_be_x_itself(self, noise):
         x, arguments = draw(300), terms(300, 1, 1, True, False)
         expected = x.clone()
-        reference.add_noise_(expected, *arguments, 0, 0, noise)
-        kernels.add_noise_out(x, *arguments, 0, 0, noise, out=x)
+        reference.add_noise_(expected, *arguments, 0, noise, 0, None)
+        kernels.add_noise_out(x, *arguments, 0, noise, 0, None, out=x)
         assert same(x, expected)
 
     @pytest.mark.parametrize("count, noise", [(0, GAUSSIAN), (2, GAUSSIAN), (3, RADEMACHER), (17, RADEMACHER)])
     def test_numbers_of_seeds(self, noise, count):
-        check_add_noise(draw(70), terms(70, count, 1, False, False), 5, 0, noise)
+        check_add_noise(draw(70), terms(70, count, 1, False, False), 5, noise)
 
     @pytest.mark.parametrize(
         "offset", [0, 1, 255, 1023, 2**32 - 100, 2**34 - 300, 2**39 - 200, 2**39 + 4097, 2**63 - 8000]
@@ -114,14 +112,14 @@ class TestKernels:
 
     @pytest.mark.parametrize("n", [0, 1, 1023, 4097])
     def test_sizes(self, n):
-        check_add_noise(draw(n, dtype=BF16), terms(n, 1, 1, True, True), 1024, 0, GAUSSIAN)
+        check_add_noise(draw(n, dtype=BF16), terms(n, 1, 1, True, True), 1024, GAUSSIAN)
 
     @pytest.mark.parametrize("dtype", [BF16, F16])
     def test_whole_groups_with_stochastic_rounding(self, dtype):
-        check_add_noise(draw(8192, dtype=dtype), terms(8192, 0, 1, False, True), 8192 * 5, 0, GAUSSIAN)
+        check_add_noise(draw(8192, dtype=dtype), terms(8192, 0, 1, False, True), 8192 * 5, GAUSSIAN)
 
     def test_views_that_are_not_16_byte_aligned(self):
-        check_add_noise(draw(5003, dtype=BF16)[3:], terms(5000, 1, 0, False, False), 0, 0, RADEMACHER)
+        check_add_noise(draw(5003, dtype=BF16)[3:], terms(5000, 1, 0, False, False), 0, RADEMACHER)
 
     @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # numpy, in the interpreter
     @pytest.mark.parametrize("dtype", [F32, BF16, F16])
@@ -136,7 +134,7 @@ class TestKernels:
         keep, sr_seed = torch.tensor([1.0], device=DEVICE), int64(4) if stochastic else None
         for coeff in (0.0, 1.0, -2e38, float("nan")):
             coeffs = torch.tensor([0.0, coeff], device=DEVICE)
-            check_add_noise(x.clone(), (int64(9), coeffs, [wide], keep, sr_seed), 77, 0, RADEMACHER)
+            check_add_noise(x.clone(), (int64(9), int64(0), coeffs, [wide], keep, sr_seed), 77, RADEMACHER)
 
     @pytest.mark.parametrize("dtype", [F32, BF16, F16])
     @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
@@ -181,7 +179,7 @@ class TestKernels:
     def test_the_backend_can_be_chosen(self):
         x = draw(100)
         expected = x.clone()
-        arguments = (*terms(100, 1, 0, False, False), 0, 0, RADEMACHER)
+        arguments = (*terms(100, 1, 0, False, False), 0, RADEMACHER, 0, None)
         reference.add_noise_(expected, *arguments)
         with use("triton"):
             torch.ops.zoengine.add_noise_(x, *arguments)
@@ -219,7 +217,7 @@ class TestOnlyOnAGpu:
     @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
     def test_millions_of_elements(self, dtype, noise):
         n = 3_000_001
-        check_add_noise(draw(n, dtype=dtype), terms(n, 2, 1, True, True), 2**34 - 1_000_000, 0, noise)
+        check_add_noise(draw(n, dtype=dtype), terms(n, 2, 1, True, True), 2**34 - 1_000_000, noise)
 
     def test_the_square_root_is_correctly_rounded_for_every_mantissa_of_two_exponents(self):
         import triton
@@ -246,16 +244,16 @@ class TestOnlyOnAGpu:
     def test_a_cuda_graph_reads_new_seeds(self):
         x = draw(100_000, dtype=BF16)
         arguments = terms(x.numel(), 1, 0, False, False)
-        kernels.add_noise_(x.clone(), *arguments, 0, 0, GAUSSIAN)
+        kernels.add_noise_(x.clone(), *arguments, 0, GAUSSIAN, 0, None)
         static, graph = x.clone(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            kernels.add_noise_(static, *arguments, 0, 0, GAUSSIAN)
+            kernels.add_noise_(static, *arguments, 0, GAUSSIAN, 0, None)
         for seed in (5, 6):
             arguments[0].fill_(seed)
             static.copy_(x)
             graph.replay()
             expected = x.clone()
-            reference.add_noise_(expected, *arguments, 0, 0, GAUSSIAN)
+            reference.add_noise_(expected, *arguments, 0, GAUSSIAN, 0, None)
             assert same(static, expected)
 
     @pytest.mark.skipif(not backends()["cpp"].available, reason="the compiled extension is not installed")
@@ -269,6 +267,6 @@ class TestOnlyOnAGpu:
         ]
         y = x.cpu()
         with use("cpp"):
-            torch.ops.zoengine.add_noise_(y, *on_cpu, 2**33 + 5, 0, GAUSSIAN)
-        kernels.add_noise_(x, *arguments, 2**33 + 5, 0, GAUSSIAN)
+            torch.ops.zoengine.add_noise_(y, *on_cpu, 2**33 + 5, GAUSSIAN, 0, None)
+        kernels.add_noise_(x, *arguments, 2**33 + 5, GAUSSIAN, 0, None)
         assert same(x.cpu(), y)

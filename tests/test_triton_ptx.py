@@ -21,6 +21,7 @@ from zoengine.kernels import launch
 from zoengine import kernels
 from zoengine.noise import table
 from zoengine.ops import reference
+from zoengine.ops.schema import TRANSFORMS
 
 TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64", torch.int64: "*i64"
@@ -73,19 +74,20 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(((a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())).all())
 
 
-def check_add_noise(x, count, states, keep, stochastic, offset, noise, specials=()):
+def check_add_noise(x, count, states, keep, stochastic, offset, noise, specials=(), transform="none", operand=None):
     for k, value in enumerate(specials):
         x[k :: 2 * len(specials)] = value
     arguments = (
         torch.arange(count) * 2**60 - 7,
+        torch.arange(count) % 3,
         torch.randn(count + states),
         [torch.randn(x.numel()) for _ in range(states)],
         torch.tensor([0.9]) if keep else None,
         torch.tensor([-99]) if stochastic else None,
     )
     expected = x.clone()
-    reference.add_noise_(expected, *arguments, offset, 0, noise)
-    kernels.add_noise_(x, *arguments, offset, 0, noise)
+    reference.add_noise_(expected, *arguments, offset, noise, TRANSFORMS[transform], operand)
+    kernels.add_noise_(x, *arguments, offset, noise, TRANSFORMS[transform], operand)
     assert same(x, expected)
 
 

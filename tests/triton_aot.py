@@ -19,9 +19,12 @@ from triton.compiler import ASTSource
 from zoengine.kernels import launch
 from zoengine.kernels.add_noise import add_noise_kernel
 from zoengine.kernels.noise_fill import noise_fill_kernel
+from zoengine.kernels.rule_step import rule_step_kernel
 from zoengine.kernels.segments import BLOCK_TILES, DOT, DOT_NOISE, STATS, segment_blocks_kernel, segment_totals_kernel
+from zoengine.kernels.state_fold import state_fold_kernel, tile_total_kernel
 
 from zoengine.noise import table
+from zoengine.ops.schema import RULES, TRANSFORMS
 
 BUDGETS = Path(__file__).parent / "budgets" / "triton_sm90.json"
 SM80, SM90, SM100 = (GPUTarget("cuda", arch, 32) for arch in (80, 90, 100))
@@ -63,21 +66,50 @@ class Variant:
 
 
 def add_noise(
-    dtype="bf16", noise=GAUSSIAN, count=1, states=0, keep=False, stochastic=False, out=False, edge=False, **more
-) -> Variant:
+    dtype="bf16", noise=GAUSSIAN, count=1, states=0, keep=False, stochastic=False, out=False, edge=False,
+    transform="none", **more,
+) -> Variant:  # fmt: skip
     config = launch.noise_config(noise, stochastic=stochastic, loop=count < 0)
     types = {
         "x_ptr": f"*{dtype}",
         "out_ptr": f"*{dtype}" if out else None,
         "seeds_ptr": "*i64",
+        "streams_ptr": "*i64",
         "coeffs_ptr": "*fp32",
         "state0_ptr": "*fp32" if states > 0 else None,
         "state1_ptr": "*fp32" if states > 1 else None,
         "keep_ptr": "*fp32" if keep else None,
         "sr_seed_ptr": "*i64" if stochastic else None,
+        "operand_ptr": {"none": None, "mask": "*u8"}.get(transform, "*fp32"),
     }
-    constants = {"COUNT": count, "NOISE": noise, "EDGE": edge, "TILES": config.tiles, "ROWS": config.rows}
+    constants = {"COUNT": count, "NOISE": noise, "TRANSFORM": TRANSFORMS[transform], "EDGE": edge}
+    constants |= {"TILES": config.tiles, "ROWS": config.rows}
     return Variant(add_noise_kernel, types, constants, config.span // THREADS, registers=config.registers, **more)
+
+
+def state_fold(dtype="bf16", noise=GAUSSIAN, norm=True, fused=True, stochastic=False, count=1, **more) -> Variant:
+    config = launch.STATE_CONFIG
+    types = {name: "*i64" for name in ("seeds_ptr", "streams_ptr")}
+    types |= {name: "*fp32" for name in ("state_ptr", "coeffs_ptr", "keep_ptr")}
+    types |= {name: "*fp32" if fused else None for name in ("x_coeffs_ptr", "x_keep_ptr")}
+    types["x_ptr"] = f"*{dtype}" if fused else None
+    types |= {"partials_ptr": "*fp64" if norm else None, "valid_ptr": "*i32" if norm else None}
+    types["sr_seed_ptr"] = "*i64" if stochastic else None
+    constants = {"COUNT": count, "NOISE": noise, "EDGE": False, "TILES": config.tiles, "ROWS": config.rows}
+    more.setdefault("registers_only", not norm)
+    return Variant(state_fold_kernel, types, constants, config.span // THREADS, **more)
+
+
+def rule_step(rule, dtype="bf16", noise=GAUSSIAN, stochastic=False, count=1, **more) -> Variant:
+    config = launch.STATE_CONFIG
+    number, states, _ = RULES[rule]
+    types = {name: "*i64" for name in ("seeds_ptr", "streams_ptr")}
+    types |= {name: "*fp32" for name in ("coeffs_ptr", "scalars_ptr", "keep_ptr")}
+    types |= {f"state{j}_ptr": "*fp32" if j < states else None for j in range(3)}
+    types |= {"x_ptr": f"*{dtype}", "sr_seed_ptr": "*i64" if stochastic else None}
+    constants = {"RULE": number, "COUNT": 2 if rule == "adamu" else count, "NOISE": noise, "EDGE": False}
+    constants |= {"TILES": config.tiles, "ROWS": config.rows}
+    return Variant(rule_step_kernel, types, constants, config.span // THREADS, **more)
 
 
 def noise_fill(dtype="bf16", noise=GAUSSIAN) -> Variant:
@@ -108,7 +140,22 @@ VARIANTS = {
     "add_noise fp16 stochastic": add_noise("fp16", stochastic=True),
     "add_noise bf16 rademacher": add_noise(noise=RADEMACHER, limit=14),
     "add_noise fp32 rademacher": add_noise("fp32", noise=RADEMACHER, limit=14),
+    "add_noise bf16 scale": add_noise(transform="scale"),
+    "add_noise bf16 mask": add_noise(transform="mask"),
+    "add_noise fp32 mask": add_noise("fp32", transform="mask"),
+    "add_noise bf16 diag": add_noise(transform="diag"),
     "add_noise bf16 edge": add_noise(edge=True, registers_only=False),
+    "state_fold fp32": state_fold(fused=False, norm=False, limit=40),
+    "state_fold bf16 fused": state_fold(norm=False),
+    "state_fold bf16 fused, norm": state_fold(),
+    "state_fold bf16 fused, norm, stochastic": state_fold(stochastic=True),
+    "rule_step sign bf16": rule_step("sign"),
+    "rule_step adam bf16": rule_step("adam"),
+    "rule_step amsgrad bf16": rule_step("amsgrad"),
+    "rule_step adamu bf16": rule_step("adamu"),
+    "rule_step hizoo bf16": rule_step("hizoo"),
+    "rule_step hizoo bf16 loop over K": rule_step("hizoo", count=-1),
+    "rule_step adam_replay bf16": rule_step("adam_replay"),
     "noise_fill bf16": noise_fill(),
     "noise_fill bf16 rademacher": noise_fill(noise=RADEMACHER),
     "segment_stats bf16 blocks": segments(segment_blocks_kernel, STATS),

@@ -10,6 +10,17 @@ except ImportError as error:
 
 from zoengine.kernels.add_noise import add_noise_, add_noise_out
 from zoengine.kernels.noise_fill import noise_fill_
+from zoengine.kernels.rule_step import rule_step_
 from zoengine.kernels.segments import segment_dot, segment_dot_noise, segment_stats
+from zoengine.kernels.state_fold import state_fold_
 
-__all__ = ["add_noise_", "add_noise_out", "noise_fill_", "segment_dot", "segment_dot_noise", "segment_stats"]
+__all__ = [
+    "add_noise_",
+    "add_noise_out",
+    "noise_fill_",
+    "rule_step_",
+    "segment_dot",
+    "segment_dot_noise",
+    "segment_stats",
+    "state_fold_",
+]

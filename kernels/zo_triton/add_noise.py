@@ -1,62 +1,119 @@
-"""``out = keep x + sum_k coeffs[k] z(seeds[k]) + sum_j coeffs[K + j] states[j]``, rounded once, in one pass."""
+"""``out = keep x + sum_k coeffs[k] T(z(seeds[k])) + sum_j coeffs[K + j] states[j]``, rounded once, in one pass."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
-from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, fma, normals, rounding_words, signs, word
-from zoengine.kernels.rounding import round_nearest, round_stochastic, widen
+from zoengine.kernels.groups import (
+    TILE,
+    add_noise_rows,
+    add_rows,
+    load_row,
+    load_rows,
+    noise_rows,
+    place,
+    rounded_row,
+    rounding_bits,
+    store_row,
+)
+from zoengine.kernels.noise import GAUSSIAN, LANES, anchor
+from zoengine.kernels.rounding import widen
+
+from zoengine.ops.schema import TRANSFORMS
+
+_SCALE = tl.constexpr(TRANSFORMS["scale"])
+_MASK = tl.constexpr(TRANSFORMS["mask"])
+_DIAG = tl.constexpr(TRANSFORMS["diag"])
+
+
+@triton.jit
+def _factors(
+    ptr, group, n, offset, ROW: tl.constexpr, EDGE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """The factor of the arena's 1024-tiles that row ``ROW`` of a group belongs to, shape (TILES, 1)."""
+    tile = (group * TILES + tl.arange(0, TILES)[:, None]) * (ROWS // 4) + ROW // 4 - offset // TILE
+    last = (offset % TILE + n - 1) // TILE
+    return tl.load(ptr + tile, mask=(tile >= 0) & (tile <= last) if EDGE else None)
+
+
+@triton.jit
+def _operand_rows(
+    ptr, group, begin, index, low, high, n, offset, ROW: tl.constexpr, PASS: tl.constexpr, TRANSFORM: tl.constexpr,
+    EDGE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """What multiplies or divides the noise of ``PASS`` rows, the same for every term."""
+    result = ()
+    if TRANSFORM == _SCALE:
+        for row in tl.static_range(PASS):
+            result += (_factors(ptr, group, n, offset, ROW + row, EDGE, TILES, ROWS),)
+    elif TRANSFORM == _DIAG:
+        for row in tl.static_range(PASS):
+            result += (tl.sqrt_rn(load_row(ptr + begin, index + (ROW + row) * LANES, low, high, EDGE)),)
+    return result
 
 
 @triton.jit
 def _add_term(
-    acc, seed, coeff, group, stream, zero,
-    ROW: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr,
+    acc, operands, seed, stream, coeff, group, zero, ROW: tl.constexpr, PASS: tl.constexpr, TRANSFORM: tl.constexpr,
+    NOISE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """``fma(coeff, z(seed), acc)`` for the rows ``ROW ...`` of a group: four of them, or all with signs."""
-    result = ()
-    if NOISE == GAUSSIAN:
-        z = normals(seed, group, stream, zero, ROW // 4, TILES, ROWS, PTX)
-        for row in tl.static_range(4):
-            result += (fma(coeff.broadcast_to(zero.shape), z[row], acc[row]),)
+    """``fma(coeff, T(z(seed)), acc)`` for the rows ``ROW ...`` of a group."""
+    ELEMENTWISE: tl.constexpr = (TRANSFORM == _SCALE) | (TRANSFORM == _DIAG)
+    if not ELEMENTWISE:
+        return add_noise_rows(acc, coeff, seed, stream, group, zero, ROW, PASS, NOISE, TILES, ROWS, PTX)
     else:
-        bits = signs(seed, group, stream, zero, TILES, ROWS, PTX)
-        for row in tl.static_range(ROWS):  # coeff times a sign is exact, so this is the fma
-            term = (coeff.to(tl.uint32, bitcast=True) ^ bits[row]).to(tl.float32, bitcast=True)
-            result += (acc[row] + term,)
-    return result
+        z = noise_rows(seed, stream, group, zero, ROW, PASS, NOISE, TILES, ROWS, PTX)
+        terms = ()
+        for row in tl.static_range(PASS):
+            terms += (operands[row] * z[row] if TRANSFORM == _SCALE else tl.div_rn(z[row], operands[row]),)
+        return add_rows(coeff, terms, acc, PASS)
 
 
 @triton.jit
-def _add_state(acc, coeff, ptr, index, low, high, EDGE: tl.constexpr, PASS: tl.constexpr):
-    """``fma(coeff, state, acc)`` for the ``PASS`` rows from ``index`` on."""
-    result = ()
-    for row in tl.static_range(PASS):
-        at = index + row * LANES
-        values = tl.load(ptr + at, mask=(at >= low) & (at < high) if EDGE else None)
-        result += (fma(coeff.broadcast_to(values.shape), values, acc[row]),)
-    return result
+def _chosen(
+    ptr, element, index, low, high,
+    ROW: tl.constexpr, VECTOR: tl.constexpr, EDGE: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Which elements of row ``ROW`` have their bit set, shape (TILES, 256); ``element`` is the group's first in x.
+
+    Whole groups start at a multiple of 8, and one byte serves the ``VECTOR`` elements that a thread loads at once: it
+    is loaded once, and its bits stay in their thread.
+    """
+    if EDGE:
+        at = index + ROW * LANES
+        bit = element + at
+        byte = tl.load(ptr + (bit >> 3), mask=(at >= low) & (at < high), other=0)
+        return ((byte.to(tl.int32) >> (bit & 7).to(tl.int32)) & 1) != 0
+    else:
+        first = tl.arange(0, LANES // VECTOR)[None, :] * VECTOR
+        at = tl.arange(0, TILES)[:, None] * (ROWS * LANES) + ROW * LANES + first
+        byte = tl.load(ptr + (element >> 3) + (at >> 3)).to(tl.int32) >> (first & 7)
+        bits = (byte[:, :, None] >> tl.arange(0, VECTOR)[None, None, :]) & 1
+        return tl.reshape(bits, (TILES, LANES)) != 0
 
 
-@triton.jit(do_not_specialize=["n", "offset", "first", "step", "stream", "count"])
+@triton.jit(do_not_specialize=["n", "offset", "start", "first", "step", "count"])
 def add_noise_kernel(
     x_ptr,
     out_ptr,
     seeds_ptr,
+    streams_ptr,
     coeffs_ptr,
     state0_ptr,
     state1_ptr,
     keep_ptr,
     sr_seed_ptr,
+    operand_ptr,
     n: tl.int64,
     offset: tl.int64,
+    start: tl.int64,
     first: tl.int64,
     step: tl.int64,
-    stream: tl.uint32,
     count: tl.int32,
     COUNT: tl.constexpr,
     NOISE: tl.constexpr,
+    TRANSFORM: tl.constexpr,
     EDGE: tl.constexpr,
     TILES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -64,122 +121,127 @@ def add_noise_kernel(
 ):
     """One group a program. ``COUNT`` is the number of seeds if that is 0 or 1; -1 takes ``count`` of them, in a loop.
 
-    EDGE false: groups ``first, first + 1, ...``; x_ptr stands at the first of them. EDGE true: groups ``first``,
-    ``first + step``, of which only indices ``offset .. offset + n`` exist; x_ptr stands at index ``offset``.
-    Optional pointers are None.
+    ``x_ptr`` and the other elementwise pointers stand at element ``start``, those of ``scale`` and ``mask`` at their
+    first. Optional pointers are None.
     """
     SPAN: tl.constexpr = TILES * ROWS * LANES
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
-    stream = stream.to(tl.uint32)
+    VECTOR: tl.constexpr = 128 // dtype.primitive_bitwidth  # elements in 16 bytes
     index = tl.arange(0, TILES)[:, None] * (ROWS * LANES) + tl.arange(0, LANES)[None, :]
-    if EDGE:
-        group = first.to(tl.int64) + program * step
-        begin = group * SPAN - offset
-        low = tl.maximum(-begin, 0).to(tl.int32)
-        high = tl.minimum(n - begin, SPAN).to(tl.int32)
-    else:
-        group = first.to(tl.int64) + program
-        begin = program * SPAN
-        low, high = 0, SPAN
+    group, begin, low, high = place(first, step, n, offset, EDGE, SPAN)
 
     x = ()
     for row in tl.static_range(ROWS):
-        at = index + row * LANES
-        x += (tl.load(x_ptr + begin + at, mask=(at >= low) & (at < high) if EDGE else None),)
+        x += (load_row(x_ptr + begin, index + row * LANES, low, high, EDGE),)
     zero = anchor(widen(x[0], PTX), PTX)
-    if sr_seed_ptr is not None:
-        random = rounding_words(tl.load(sr_seed_ptr), group, zero, TILES, ROWS, PTX)
 
     target = (x_ptr if out_ptr is None else out_ptr) + begin
     PASS: tl.constexpr = 4 if NOISE == GAUSSIAN else ROWS  # the rows that one Philox call serves, to need few registers
-    for start in tl.static_range(0, ROWS, PASS):
+    for row0 in tl.static_range(0, ROWS, PASS):
         acc = ()
         for row in tl.static_range(PASS):
-            wide = widen(x[start + row], PTX)
+            wide = widen(x[row0 + row], PTX)
             acc += (wide if keep_ptr is None else wide * tl.load(keep_ptr),)
+        operands = _operand_rows(
+            operand_ptr, group, begin, index, low, high, n, offset, row0, PASS, TRANSFORM, EDGE, TILES, ROWS
+        )
         states_coeffs = coeffs_ptr + (count if COUNT == -1 else COUNT)
         if COUNT == -1:
             for k in range(count):
-                seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
-                acc = _add_term(acc, seed, coeff, group, stream, zero, start, NOISE, TILES, ROWS, PTX)
+                seed, stream, coeff = tl.load(seeds_ptr + k), tl.load(streams_ptr + k), tl.load(coeffs_ptr + k)
+                acc = _add_term(
+                    acc, operands, seed, stream, coeff, group, zero, row0, PASS, TRANSFORM, NOISE, TILES, ROWS, PTX
+                )
         elif COUNT == 1:
-            seed, coeff = tl.load(seeds_ptr), tl.load(coeffs_ptr)
-            acc = _add_term(acc, seed, coeff, group, stream, zero, start, NOISE, TILES, ROWS, PTX)
-        here = index + start * LANES
-        if state0_ptr is not None:
-            acc = _add_state(acc, tl.load(states_coeffs), state0_ptr + begin, here, low, high, EDGE, PASS)
-        if state1_ptr is not None:
-            acc = _add_state(acc, tl.load(states_coeffs + 1), state1_ptr + begin, here, low, high, EDGE, PASS)
+            seed, stream, coeff = tl.load(seeds_ptr), tl.load(streams_ptr), tl.load(coeffs_ptr)
+            acc = _add_term(
+                acc, operands, seed, stream, coeff, group, zero, row0, PASS, TRANSFORM, NOISE, TILES, ROWS, PTX
+            )
+        for j in tl.static_range(2):
+            state_ptr = state0_ptr if j == 0 else state1_ptr
+            if state_ptr is not None:
+                state = load_rows(state_ptr + begin, index, low, high, row0, PASS, EDGE, PTX)
+                acc = add_rows(tl.load(states_coeffs + j), state, acc, PASS)
+        if row0 == 0:  # not before: words held during the loop over the terms would take registers
+            random = rounding_bits(sr_seed_ptr, group, zero, TILES, ROWS, PTX)
         for row in tl.static_range(PASS):
-            if sr_seed_ptr is not None:
-                half = random[(start + row) // 2] >> (row % 2 * 16)
-                value = round_stochastic(acc[row], half & word(0xFFFF), dtype, PTX)
-            else:
-                value = round_nearest(acc[row], dtype)
-            at = here + row * LANES
-            tl.store(target + at, value, mask=(at >= low) & (at < high) if EDGE else None)
+            value = rounded_row(acc[row], random, row0 + row, sr_seed_ptr is not None, dtype, PTX)
+            at = index + (row0 + row) * LANES
+            if TRANSFORM == _MASK:
+                chosen = _chosen(operand_ptr, start + begin, index, low, high, row0 + row, VECTOR, EDGE, TILES, ROWS)
+                value = tl.where(chosen, value, x[row0 + row])
+            store_row(target, at, value, low, high, EDGE)
 
 
 def add_noise_(
     x: Tensor,
     seeds: Tensor,
+    streams: Tensor,
     coeffs: Tensor,
     states: list[Tensor],
     keep: Tensor | None,
     sr_seed: Tensor | None,
     offset: int,
-    stream: int,
     noise: int,
+    transform: int,
+    operand: Tensor | None,
 ) -> None:
     """As ``zoengine.ops.schema`` says."""
-    _add_noise(x, None, seeds, coeffs, states, keep, sr_seed, offset, stream, noise)
+    _add_noise(x, None, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand)
 
 
 def add_noise_out(
     x: Tensor,
     seeds: Tensor,
+    streams: Tensor,
     coeffs: Tensor,
     states: list[Tensor],
     keep: Tensor | None,
     sr_seed: Tensor | None,
     offset: int,
-    stream: int,
     noise: int,
+    transform: int,
+    operand: Tensor | None,
     *,
     out: Tensor,
 ) -> None:
     """As ``zoengine.ops.schema`` says."""
-    in_place = out.data_ptr() == x.data_ptr()
-    _add_noise(x, None if in_place else out, seeds, coeffs, states, keep, sr_seed, offset, stream, noise)
+    out = None if out.data_ptr() == x.data_ptr() else out
+    _add_noise(x, out, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand)
 
 
-def _add_noise(x, out, seeds, coeffs, states, keep, sr_seed, offset, stream, noise) -> None:
+def _add_noise(x, out, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand) -> None:
     if x.dtype == torch.float32:
         sr_seed = None
     count, ptx = seeds.numel(), launch.uses_ptx(x)
     config = launch.noise_config(noise, stochastic=sr_seed is not None, loop=count > 1)
     data = (x, out, *states, *(None,) * (2 - len(states)))
-    for part in launch.parts(offset, x.numel(), config.span):
+    # Whole groups take eight bits of a mask at once: where they would not start at a byte, all are edges.
+    whole = transform != _MASK.value or offset % 8 == 0
+    elementwise = transform == _DIAG.value
+    for part in launch.parts(offset, x.numel(), config.span, whole=whole):
         x_part, out_part, state0, state1 = (t if t is None else t[part.start :] for t in data)
         with launch.on_device(x):
             add_noise_kernel[(part.programs,)](
                 x_part,
                 out_part,
                 seeds,
+                streams,
                 coeffs,
                 state0,
                 state1,
                 keep,
                 sr_seed,
+                operand[part.start :] if elementwise else operand,
                 x.numel(),
                 offset,
+                part.start,
                 part.first,
                 part.step,
-                stream,
                 count,
                 COUNT=count if count <= 1 else -1,
                 NOISE=noise,
+                TRANSFORM=transform,
                 EDGE=part.edge,
                 TILES=config.tiles,
                 ROWS=config.rows,

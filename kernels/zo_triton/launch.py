@@ -39,6 +39,11 @@ class Part:
     edge: bool
 
 
+# Kernels that write fp32 states: four elements a thread in a row, two passes of four rows. Eight would make 16 bytes of
+# bf16, but then each fp32 store passes through shared memory, and the states take twice the registers.
+STATE_CONFIG = NoiseConfig(tiles=2, rows=8)
+
+
 def noise_config(noise: int, *, stochastic: bool = False, loop: bool = False) -> NoiseConfig:
     """32 elements a thread; 64 where one Philox call serves eight rows: signs, bits for stochastic rounding."""
     rows = 4 if noise == table.GAUSSIAN and not stochastic else 8
@@ -50,12 +55,16 @@ def compile_options(ptx: bool, registers: int | None = None) -> dict[str, object
     return {"num_warps": WARPS, "enable_fp_fusion": False} | ({"maxnreg": registers} if ptx and registers else {})
 
 
-def parts(offset: int, n: int, span: int) -> list[Part]:
+def parts(offset: int, n: int, span: int, *, whole: bool = True) -> list[Part]:
     """Cut arena indices ``offset .. offset + n`` into whole groups and the at most two groups at the ends.
 
     Whole groups need no masks; a tensor that starts and ends at multiples of ``span`` needs one launch only.
+    ``whole`` false treats all groups as ends.
     """
     end = offset + n
+    if not whole:
+        begin = offset // span
+        return [Part(begin, 1, -(-end // span) - begin, 0, edge=True)] if n else []
     first, last = -(-offset // span), end // span
     result = []
     if first < last:

@@ -206,14 +206,20 @@ def normals(seed, group, stream, zero, CALL: tl.constexpr, TILES: tl.constexpr, 
 
 @triton.jit
 def signs(seed, group, stream, zero, TILES: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
-    """The ``ROWS`` tensors of Rademacher signs of a group, as uint32 sign bits; ``TILES ROWS`` must be 32.
+    """The ``ROWS`` tensors of Rademacher signs of a group, as uint32 sign bits; ``TILES ROWS`` must be 32 or 16.
 
-    A group is then all the bits of one of the four words: the same calls at every ``t``, other bits of the word.
+    A group then takes all the bits of one of the four words, or half of them: the same calls at every ``t``, other bits
+    of the word.
     """
-    tl.static_assert(TILES * ROWS == 32)
-    low, high = counters(zero, (group >> 2) * LANES, TILES, 0)
+    tl.static_assert((TILES * ROWS == 32) | (TILES * ROWS == 16))
+    HALF: tl.constexpr = 1 if TILES * ROWS == 16 else 0
+    low, high = counters(zero, (group >> (2 + HALF)) * LANES, TILES, 0)
     w0, w1, w2, w3 = philox(seed, low, high, stream, PTX)
-    w = (choose(group & 3, w0, w1, w2, w3) ^ word(0xFFFFFFFF)) >> (tl.arange(0, TILES)[:, None] * ROWS).to(tl.uint32)
+    w = choose((group >> HALF) & 3, w0, w1, w2, w3) ^ word(0xFFFFFFFF)
+    first = tl.arange(0, TILES)[:, None] * ROWS
+    if HALF:
+        first += (group & 1).to(tl.int32) * 16
+    w = w >> first.to(tl.uint32)
     bits = ()
     for row in tl.static_range(ROWS):
         bits += ((w << (31 - row)) & word(0x80000000),)

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
-from zoengine.kernels.noise import GAUSSIAN, LANES, anchor, normals, signs, word
+from zoengine.kernels.groups import noise_rows, place, store_row
+from zoengine.kernels.noise import GAUSSIAN, LANES, anchor
 from zoengine.kernels.rounding import round_nearest, widen
 
 
@@ -23,33 +24,21 @@ def noise_fill_kernel(
     ROWS: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """One group a program; groups and edges as in ``add_noise_kernel``."""
+    """One group a program; see ``groups.place``."""
     SPAN: tl.constexpr = TILES * ROWS * LANES
-    program = tl.program_id(0).to(tl.int64)
-    stream = stream.to(tl.uint32)
     index = tl.arange(0, TILES)[:, None] * (ROWS * LANES) + tl.arange(0, LANES)[None, :]
-    if EDGE:
-        group = first.to(tl.int64) + program * step
-        begin = group * SPAN - offset
-        low = tl.maximum(-begin, 0).to(tl.int32)
-        high = tl.minimum(n - begin, SPAN).to(tl.int32)
-    else:
-        group = first.to(tl.int64) + program
-        begin = program * SPAN
-        low, high = 0, SPAN
+    group, begin, low, high = place(first, step, n, offset, EDGE, SPAN)
 
     # Nothing is read; the load only gives Triton the layout that the stores want.
     zero = anchor(widen(tl.load(out_ptr + begin + index, mask=index < tl.minimum(n, 0)), PTX), PTX)
     seed = tl.load(seed_ptr)
-    if NOISE == GAUSSIAN:
-        z = normals(seed, group, stream, zero, 0, TILES, ROWS, PTX)
-    else:
-        z = signs(seed, group, stream, zero, TILES, ROWS, PTX)
+    z = ()
+    PASS: tl.constexpr = 4 if NOISE == GAUSSIAN else ROWS
+    for row in tl.static_range(0, ROWS, PASS):
+        z += noise_rows(seed, stream, group, zero, row, PASS, NOISE, TILES, ROWS, PTX)
     for row in tl.static_range(ROWS):
-        value = z[row] if NOISE == GAUSSIAN else (z[row] | word(0x3F800000)).to(tl.float32, bitcast=True)
-        at = index + row * LANES
-        value = round_nearest(value, out_ptr.dtype.element_ty)
-        tl.store(out_ptr + begin + at, value, mask=(at >= low) & (at < high) if EDGE else None)
+        value = round_nearest(z[row], out_ptr.dtype.element_ty)
+        store_row(out_ptr + begin, index + row * LANES, value, low, high, EDGE)
 
 
 def noise_fill_(out: Tensor, seed: Tensor, offset: int, stream: int, noise: int) -> None:

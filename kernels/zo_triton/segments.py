@@ -13,54 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
+from zoengine.kernels.groups import TILE
 from zoengine.kernels.noise import LANES, anchor, noise_at, tile_noise
 from zoengine.kernels.rounding import widen
+from zoengine.kernels.sums import add_stored, combine, halving_tree, larger, smaller
 
 STATS = tl.constexpr(0)
 DOT = tl.constexpr(1)
 DOT_NOISE = tl.constexpr(2)
-TILE = tl.constexpr(1024)
 ROWS = tl.constexpr(4)  # of 256 lanes in a tile
-_AHEAD = tl.constexpr(8)  # rows of tile sums that the second kernel has under way at once
-
-
-@triton.jit
-def _smaller(a, b):
-    return tl.where((a < b) | (a != a), a, b)
-
-
-@triton.jit
-def _larger(a, b):
-    return tl.where((a > b) | (a != a), a, b)
-
-
-@triton.jit
-def _combine(a, b, OUTPUT: tl.constexpr):
-    """Outputs 0 and 1 are sums, 2 is a minimum and 3 a maximum; NaN wins."""
-    if OUTPUT == 2:
-        return _smaller(a, b)
-    elif OUTPUT == 3:
-        return _larger(a, b)
-    else:
-        return a + b
-
-
-@triton.jit
-def _neutral(OUTPUT: tl.constexpr):
-    """What :func:`_combine` starts from, as a float64 scalar."""
-    value: tl.constexpr = float("inf") if OUTPUT == 2 else float("-inf") if OUTPUT == 3 else 0.0
-    return tl.full((), value, tl.float64)
-
-
-@triton.jit
-def _halving_tree(lanes, TILES: tl.constexpr):
-    """(TILES, 256) to (TILES,): lane l is added to l + 128, then of these sums l to l + 64, and so on.
-
-    Each step sums an axis of two elements, so the order is as written in whatever layout the compiler keeps them.
-    """
-    for level in tl.static_range(8):
-        lanes = tl.sum(tl.reshape(lanes, (TILES, 2, LANES >> (level + 1))), axis=1)
-    return tl.reshape(lanes, (TILES,))
 
 
 @triton.jit
@@ -126,17 +87,17 @@ def _tiles(
                 there = index + row * LANES < left
                 least = tl.where(there, least, float("inf"))
                 most = tl.where(there, most, float("-inf"))
-            low = _smaller(low, least)
-            high = _larger(high, most)
+            low = smaller(low, least)
+            high = larger(high, most)
     if KIND == STATS:
         return (
-            _halving_tree(total, TILES),
-            _halving_tree(products, TILES),
-            tl.reduce(low, 1, _smaller).to(tl.float64),
-            tl.reduce(high, 1, _larger).to(tl.float64),
+            halving_tree(total, TILES),
+            halving_tree(products, TILES),
+            tl.reduce(low, 1, smaller).to(tl.float64),
+            tl.reduce(high, 1, larger).to(tl.float64),
         )
     else:
-        return (_halving_tree(products, TILES),)
+        return (halving_tree(products, TILES),)
 
 
 @triton.jit
@@ -195,21 +156,6 @@ def segment_blocks_kernel(
 
 
 @triton.jit
-def _add_stored(ptr, tiles, OUTPUT: tl.constexpr):
-    """Lanes (256,): lane l combines the stored results of tiles l, l + 256, ... in order."""
-    lane = tl.arange(0, LANES)
-    lanes = tl.zeros((LANES,), tl.float64) + _neutral(OUTPUT)
-    for tile in range(0, tiles, LANES * _AHEAD):
-        values = ()
-        for i in tl.static_range(_AHEAD):
-            at = tile + i * LANES + lane
-            values += (tl.load(ptr + at, mask=at < tiles, other=_neutral(OUTPUT)),)
-        for i in tl.static_range(_AHEAD):
-            lanes = _combine(lanes, values[i], OUTPUT)
-    return lanes
-
-
-@triton.jit
 def _add_block(lanes, results, block, COUNT: tl.constexpr, TILES: tl.constexpr):
     """The same for the tiles of one block that were not stored: ``results`` holds (TILES,) for each output."""
     lane = tl.arange(0, LANES)
@@ -217,7 +163,7 @@ def _add_block(lanes, results, block, COUNT: tl.constexpr, TILES: tl.constexpr):
     sums = ()
     for i in tl.static_range(COUNT):
         values = tl.reshape(tl.broadcast_to(results[i][None, :], (LANES // TILES, TILES)), (LANES,))
-        sums += (tl.where(here, _combine(lanes[i], values, i), lanes[i]),)
+        sums += (tl.where(here, combine(lanes[i], values, i), lanes[i]),)
     return sums
 
 
@@ -247,7 +193,7 @@ def segment_totals_kernel(
     COUNT: tl.constexpr = 4 if KIND == STATS else 1
     lanes = ()
     for i in tl.static_range(COUNT):
-        lanes += (_add_stored(partials_ptr + (i * capacity + before) * TILES, stored * TILES, i),)
+        lanes += (add_stored(partials_ptr + (i * capacity + before) * TILES, stored * TILES, i),)
     for block in range(stored, blocks):
         start, length = tl.load(starts_ptr + segment), tl.load(lengths_ptr + segment)
         results = _block(
@@ -257,9 +203,9 @@ def segment_totals_kernel(
         lanes = _add_block(lanes, results, block, COUNT, TILES)
     for i in tl.static_range(COUNT):
         if i < 2:
-            result = tl.sum(_halving_tree(tl.reshape(lanes[i], (1, LANES)), 1), axis=0)
+            result = tl.sum(halving_tree(tl.reshape(lanes[i], (1, LANES)), 1), axis=0)
         else:
-            result = tl.reduce(lanes[i], 0, _smaller if i == 2 else _larger)
+            result = tl.reduce(lanes[i], 0, smaller if i == 2 else larger)
         tl.store(result_ptr + segment * COUNT + i, result)
 
 

@@ -1,0 +1,104 @@
+"""The Triton kernels that fold states, apply rules, move matrices and count, against the reference, bit for bit.
+
+As in test_triton_kernels: on a GPU where there is one, else in Triton's interpreter, in a process of its own.
+"""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from triton_bits import BF16, DEVICE, F16, F32, GPU, INTERPRETED, SEEDS, draw, int64, run_in_the_interpreter, same
+
+from zoengine import kernels
+from zoengine.noise import table
+from zoengine.ops import reference
+from zoengine.ops.schema import RULES
+
+GAUSSIAN, RADEMACHER = table.GAUSSIAN, table.RADEMACHER
+
+
+@pytest.mark.skipif(GPU or INTERPRETED, reason="the tests below run in this process")
+def test_in_the_interpreter():
+    run_in_the_interpreter(__file__)
+
+
+def one(value: float) -> torch.Tensor:
+    return torch.tensor([value], device=DEVICE)
+
+
+def clone(arguments):
+    return [
+        a.clone() if isinstance(a, torch.Tensor) else [s.clone() for s in a] if isinstance(a, list) else a
+        for a in arguments
+    ]
+
+
+def check(op: str, *arguments, **keywords) -> None:
+    """Run an op of the kernels and of the reference on copies: results and tensors must have the same bits after."""
+    actual, expected = clone(arguments), clone(arguments)
+    out, wanted = ({name: t.clone() for name, t in keywords.items()} for _ in range(2))
+    results = getattr(kernels, op)(*actual, **out), getattr(reference, op)(*expected, **wanted)
+    if results[1] is not None:
+        assert same(*results)
+    for a, b in zip([*actual, *out.values()], [*expected, *wanted.values()], strict=True):
+        for x, y in zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]:
+            assert same(x, y) if isinstance(x, torch.Tensor) else x == y
+
+
+def terms(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return int64(*SEEDS[:count]), int64(*((1, 0, 7)[k % 3] for k in range(count))), draw(count, seed=1)
+
+
+def valid_elements(n: int) -> torch.Tensor:
+    tiles = -(-n // 1024)
+    return torch.tensor([(1024, 1000, 0, 1024, 77)[t % 5] for t in range(tiles)], dtype=torch.int32, device=DEVICE)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy in the interpreter, at NaN, infinities and idle lanes
+class TestKernels:
+    __test__ = GPU or INTERPRETED
+
+    @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
+    @pytest.mark.parametrize("n, offset", [(4096 + 1500, 4096 * 3), (2500, 2**34 - 1024)])
+    def test_fold_with_norm(self, noise, n, offset):
+        state = draw(n)
+        state[1020] = float("nan")  # beyond the valid elements of its tile where that is the second
+        valid = valid_elements(n)
+        valid[0] = 1020
+        check("state_fold_", state, None, *terms(1), one(0.9), None, None, None, valid, offset, noise)
+
+    @pytest.mark.parametrize("dtype", [F32, BF16, F16])
+    @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
+    def test_fused_fold(self, dtype, noise):
+        n, x_coeffs = 4096 + 700, draw(4, seed=3)
+        x, state, valid = draw(n, seed=2, dtype=dtype), draw(n), valid_elements(n)
+        check("state_fold_", state, x, *terms(2), None, x_coeffs, one(0.8), int64(5), valid, 8192 - 1024, noise)
+        x, state = x[:200], state[:200]
+        check("state_fold_", state, x, *terms(1), one(0.5), x_coeffs[:3], None, None, None, 4000, noise)
+
+    def test_fold_of_nothing(self):
+        check("state_fold_", draw(0), None, *terms(1), None, None, None, None, valid_elements(0), 0, GAUSSIAN)
+        check("state_fold_", draw(1500), None, *terms(0), one(0.5), None, None, None, valid_elements(1500), 0, GAUSSIAN)
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("count, n, dtype, noise", [(1, 4096 + 300, BF16, GAUSSIAN), (3, 300, F16, RADEMACHER)])
+    def test_rules(self, rule, count, n, dtype, noise):
+        number, state_count, names = RULES[rule]
+        seeds, streams, _ = terms(2 if rule == "adamu" else count)
+        coeffs = draw(len(seeds) * (2 if rule in ("hizoo", "adam_replay") else 1), seed=2)
+        common = (seeds, streams, coeffs, draw(len(names), seed=count).abs())
+        x, states = draw(n, dtype=dtype), [draw(n, seed=5 + j).abs() for j in range(state_count)]
+        check("rule_step_", x, states, *common, one(0.9), int64(3), 4096 * 5, noise, number)
+
+    @pytest.mark.parametrize("hessian_first", [0.0, 1.0])
+    def test_rules_keep_specials(self, hessian_first):
+        """NaN, infinities and zeros go through roots, quotients and maxima as in the reference."""
+        specials = torch.tensor([0.0, -0.0, float("inf"), float("nan"), -1.0, 1e-40, 3e38], device=DEVICE).repeat(90)
+        n = specials.numel()
+        seeds, streams, coeffs = terms(1)
+        scalars = draw(7, seed=4).abs()
+        states = [specials.roll(j) for j in range(3)]
+        check("rule_step_", draw(n), states, seeds, streams, coeffs, scalars, None, None, 0, GAUSSIAN, 2)
+        scalars = torch.tensor([0.9, 1.0, 0.25, hessian_first], device=DEVICE)
+        check("rule_step_", draw(n), states[:1], seeds, streams, draw(2), scalars, None, None, 0, GAUSSIAN, 4)
+        check("rule_step_", draw(n), [], seeds, streams, coeffs * float("nan"), scalars, None, None, 0, GAUSSIAN, 0)
