@@ -155,3 +155,79 @@ def test_rules_with_values_that_are_no_numbers(isa, rule):
             for j, (found, expected) in enumerate(pairs):
                 # Which zero is the larger one is not part of the contract.
                 assert_same(found + 0.0, expected + 0.0, f"coefficient {coefficient}, tensor {j}")
+
+
+# Rows and columns: one row, one column, rows within a tile, rows over tiles, more rows than a block, no multiple of
+# anything; matrices that do not start at a tile.
+SHAPES = ((1, 700), (130, 1), (70, 33), (12, 2100), (64, 8), (5, 1024), (17, 100))
+UNTOUCHED = 2.0**14  # in out where no matrix is
+KRON_CASES = [(0, 1, 0), (7, 2, 1), (2**32 - 5000, 6, 2), (2**40, 1, 3), (1024, 0, 4)]
+
+
+def matrices_at(shapes, *parts, gap=5):
+    """The table of ``zoengine/ops/schema.py`` for matrices with gaps between them, and how long x has to be."""
+    rows, start, blocks, places = [], gap, 0, [0] * len(parts)
+    for m, n in shapes:
+        rows.append([start, m, n, blocks, *places])
+        places = [place + (m, n)[axis] * factor for place, (axis, factor) in zip(places, parts, strict=True)]
+        start, blocks = start + m * n + gap, blocks + -(-m // 64)
+    return torch.tensor(rows), start, blocks, max(n for _, n in shapes), places
+
+
+@functools.cache
+def kron_case(offset, count, mode, dtype, noise):
+    shapes = SHAPES if count < 6 else SHAPES[-3:]
+    segments, length, blocks, widest, (size,) = matrices_at(shapes, (1, 1))
+    seeds, _, coeffs = terms_of(count, count)
+    a, kappa = randn(size), randn(len(shapes)) / 50
+    keep, sr_seed = torch.tensor([0.9]) if mode % 2 else None, torch.tensor([mode]) if mode % 3 else None
+    x, out = randn(length).to(dtype), torch.full((length,), UNTOUCHED, dtype=dtype)
+    before = (a, kappa, segments, seeds, coeffs, keep, sr_seed)
+    after = (offset, noise, blocks, widest)
+    score = torch.empty(size)
+    reference.kron_rows_out(x, *before, score, *after, out=out)
+    return x, before, after, out, score
+
+
+@isa
+@dtypes
+@noises
+@pytest.mark.parametrize("parameters", KRON_CASES, ids=lambda p: f"offset{p[0]}-k{p[1]}")
+def test_kron_rows_are_the_reference(isa, dtype, noise, parameters):
+    x, before, after, expected, expected_score = kron_case(*parameters, dtype, noise)
+    with extension.use_isa(isa):
+        out, score = torch.full_like(x, UNTOUCHED), torch.full_like(expected_score, float("nan"))
+        cpp.kron_rows_out(x.clone(), *before, score, *after, out=out)
+        assert_same(out, expected, "out")
+        assert_same(score, expected_score, "score")
+        in_place = x.clone()
+        cpp.kron_rows_(in_place, *before, None, *after)
+        assert_same(in_place, torch.where(expected == UNTOUCHED, x, expected), "in place")
+        a, _, segments, seeds, coeffs, _, _ = before
+        assert_same(cpp.kron_score(a, segments, seeds, coeffs, *after), expected_score, "score alone")
+
+
+@functools.cache
+def lowrank_case(rank, mode, dtype):
+    segments, length, blocks, widest, sizes = matrices_at(SHAPES, (0, rank), (1, rank), gap=3 + mode)
+    keep, sr_seed = torch.tensor([0.9]) if mode % 2 else None, torch.tensor([mode]) if mode % 3 else None
+    left, right = (randn(size) for size in sizes)
+    x, out = randn(length).to(dtype), torch.full((length,), UNTOUCHED, dtype=dtype)
+    rest = (left, right, segments, torch.tensor([0.3]), keep, sr_seed, 2**32 - 3000 * mode, rank, blocks, widest)
+    reference.lowrank_add_out(x, *rest, out=out)
+    return x, rest, out
+
+
+@isa
+@dtypes
+@pytest.mark.parametrize("rank", [1, 2, 5, 64])
+def test_lowrank_add_is_the_reference(isa, dtype, rank):
+    for mode in range(4):
+        x, rest, expected = lowrank_case(rank, mode, dtype)
+        with extension.use_isa(isa):
+            out = torch.full_like(x, UNTOUCHED)
+            cpp.lowrank_add_out(x.clone(), *rest, out=out)
+            assert_same(out, expected, f"mode {mode}, out")
+            in_place = x.clone()
+            cpp.lowrank_add_(in_place, *rest)
+            assert_same(in_place, torch.where(expected == UNTOUCHED, x, expected), f"mode {mode}, in place")

@@ -91,7 +91,49 @@ struct Update {
 // Buffers of kWordsPerTile for each term, aligned to 64 bytes.
 struct Scratch {
   uint32_t* words;
-  float* z;
+  float* z;  // matrices: one window for the rounding, then one for each term, or kGroupRows
+};
+
+constexpr int kRowBlock = 64;  // rows of a matrix that are one piece of work
+constexpr int kGroupRows = 16; // rows of a low-rank product that wait in scratch, at most
+constexpr int kPanel = 32;     // columns of a matrix whose right factors stand together, padded with zeros
+
+// Rows of a matrix one after another, from a multiple of kRowBlock on.
+struct MatrixRows {
+  const void* x;
+  void* out;  // null: only the score is wanted
+  uint64_t index;
+  int64_t rows, columns;
+};
+
+// Rows u to x keep + sum_k coefficient_k (u - kappa (a . u) a).
+struct Kron {
+  Noise noise;
+  const float* keep;
+  const Key* rounding;
+  int64_t window;  // floats that hold any row and the tiles it ends in
+};
+
+struct KronRows {
+  MatrixRows rows;
+  const float* a;
+  float kappa;
+  float* score;  // fp32 sums of each block, `columns` each, or null
+};
+
+// Rows to x keep + coefficient left right'.
+struct LowRank {
+  float coefficient;
+  const float* keep;
+  const Key* rounding;
+  int64_t rank;
+  int64_t window;
+};
+
+struct LowRankRows {
+  MatrixRows rows;
+  const float* left;   // (rows, rank)
+  const float* right;  // panels of (rank, kPanel)
 };
 
 struct Stats {
@@ -104,6 +146,8 @@ struct Kernels {
   void (*add_noise[kDtypes])(const AddNoise&, const Span&, uint32_t* words);
   void (*state_fold[kDtypes])(const StateFold&, const Update&, Scratch);
   void (*rule_step[kDtypes])(const RuleStep&, const Update&, Scratch);
+  void (*kron_rows[kDtypes])(const Kron&, const KronRows&, Scratch);
+  void (*lowrank_rows[kDtypes])(const LowRank&, const LowRankRows&, Scratch);
   // Up to kTile values to fp32.
   void (*to_float[kDtypes])(const void* values, float* out, int64_t count);
   // Over kTile values, in the order of `ordered_sum` in zoengine/ops/reference.py.

@@ -3,6 +3,8 @@
 
 #include "add_noise.h"
 #include "api.h"
+#include "kron.h"
+#include "lowrank.h"
 #include "rules.h"
 #include "state_fold.h"
 #include "sums.h"
@@ -16,6 +18,8 @@ constexpr cpu::Kernels make_kernels(const char* name) {
           {add_noise<V, float>, add_noise<V, BFloat16>, add_noise<V, Float16>},
           {state_fold<V, float>, state_fold<V, BFloat16>, state_fold<V, Float16>},
           {rule_step<V, float>, rule_step<V, BFloat16>, rule_step<V, Float16>},
+          {kron_rows<V, float>, kron_rows<V, BFloat16>, kron_rows<V, Float16>},
+          {lowrank_rows<V, float>, lowrank_rows<V, BFloat16>, lowrank_rows<V, Float16>},
           {to_float<V, float>, to_float<V, BFloat16>, to_float<V, Float16>},
           dot_tile<V>,
           stats_tile<V>};

@@ -118,7 +118,7 @@ ZO_HD void rule_tile(const RuleStep& args, const float* z, T* x, float* const* s
 template <class V, class T, class R>
 void rule_units(const RuleStep& args, const Update& update, Scratch scratch) {
   alignas(64) uint32_t rounding[kWordsPerTile];
-  TileNoise<V> noise(args.noise, scratch.words, scratch.z);
+  TileNoise<V> noise(args.noise, scratch.words);
   for (int64_t u = 0; u < update.units; ++u) {
     const uint64_t unit = update.first_unit + static_cast<uint64_t>(u);
     if (args.rounding) {
@@ -132,7 +132,8 @@ void rule_units(const RuleStep& args, const Update& update, Scratch scratch) {
       const Ahead next_x{reinterpret_cast<const char*>(x + kTile), 4 * sizeof(T)};
       Ahead next_state{nullptr, 0};
       if (R::kStates) next_state = {reinterpret_cast<const char*>(states[0] + kTile), 16};
-      rule_tile<V, T, R>(args, noise.draw(2 * unit + half, next_x, next_state), x, states, rounding + half * 512);
+      noise.draw(2 * unit + half, scratch.z, kTile, next_x, next_state);
+      rule_tile<V, T, R>(args, scratch.z, x, states, rounding + half * 512);
     }
   }
 }

@@ -51,7 +51,8 @@ ZO_HD double squares_of(const float* state, int valid) {
 template <class V, class T>
 void state_fold(const StateFold& args, const Update& update, Scratch scratch) {
   alignas(64) uint32_t rounding[kWordsPerTile];
-  TileNoise<V> noise(args.noise, scratch.words, scratch.z);
+  TileNoise<V> noise(args.noise, scratch.words);
+  const float* z = scratch.z;
   for (int64_t u = 0; u < update.units; ++u) {
     const uint64_t unit = update.first_unit + static_cast<uint64_t>(u);
     if (args.rounding) {
@@ -62,7 +63,8 @@ void state_fold(const StateFold& args, const Update& update, Scratch scratch) {
       float* state = update.states[0] + tile * kTile;
       T* x = update.x ? static_cast<T*>(update.x) + tile * kTile : nullptr;
       const Ahead next_x = x ? Ahead{reinterpret_cast<const char*>(x + kTile), 4 * sizeof(T)} : Ahead{nullptr, 0};
-      const float* z = noise.draw(2 * unit + half, {reinterpret_cast<const char*>(state + kTile), 16}, next_x);
+      const Ahead next_state{reinterpret_cast<const char*>(state + kTile), 16};
+      noise.draw(2 * unit + half, scratch.z, kTile, next_state, next_x);
       if (x) {
         fold_tile<V, T, true>(args, z, state, x, rounding + half * 512);
       } else {

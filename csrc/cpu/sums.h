@@ -29,7 +29,8 @@ void to_float(const void* values, float* out, int64_t count) {
 }
 
 // The sum of 256 lanes by a halving tree.
-ZO_HD double tree_sum(double (&lanes)[256]) {
+template <class Number>
+ZO_HD Number tree_sum(Number (&lanes)[256]) {
   for (int width = 128; width; width /= 2) {
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   }

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <memory>
 #include <new>
 #include <optional>
 #include <vector>
@@ -65,6 +66,16 @@ inline std::vector<Term> terms_of(const Tensor& seeds, const Tensor& streams, co
   std::vector<Term> terms;
   for (int64_t k = 0; k < seeds.numel(); ++k) {
     terms.push_back({key_of(seed[k]), static_cast<uint32_t>(stream[k]), coefficient[k]});
+  }
+  return terms;
+}
+
+// The same with all terms on the stream of directions.
+inline std::vector<Term> direction_terms(const Tensor& seeds, const Tensor& coeffs) {
+  std::vector<Term> terms;
+  for (int64_t k = 0; k < seeds.numel(); ++k) {
+    terms.push_back({key_of(seeds.const_data_ptr<int64_t>()[k]), table::STREAM_DIRECTION,
+                     coeffs.const_data_ptr<float>()[k]});
   }
   return terms;
 }

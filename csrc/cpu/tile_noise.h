@@ -59,14 +59,16 @@ ZO_HD void signs(const uint32_t* words, int bit, float* z) {
 template <class V>
 class TileNoise {
  public:
-  // `words` and `z` are of kWordsPerTile for each term.
-  TileNoise(const Noise& noise, uint32_t* words, float* z) : noise_(noise), words_(words), z_(z) {}
+  static constexpr int kSize = kTile;
 
-  // Term k's numbers of the gaussian tile `tile` are at z + k * kTile. Meanwhile two pieces of memory are fetched.
-  __attribute__((noinline)) const float* draw(uint64_t tile, Ahead first = {nullptr, 0}, Ahead second = {nullptr, 0}) {
-    for (int64_t k = 0; k < noise_.count; ++k) draw_term(k, tile, z_ + k * kTile, first, second);
+  // `words` is of kWordsPerTile for each term.
+  TileNoise(const Noise& noise, uint32_t* words) : noise_(noise), words_(words) {}
+
+  // Term k's numbers of the gaussian tile `tile` to z + k * stride. Meanwhile two pieces of memory are fetched.
+  __attribute__((noinline)) void draw(uint64_t tile, float* z, int64_t stride, Ahead first = {nullptr, 0},
+                                      Ahead second = {nullptr, 0}) {
+    for (int64_t k = 0; k < noise_.count; ++k) draw_term(k, tile, z + k * stride, first, second);
     held_ = tile / 32;
-    return z_;
   }
 
  private:
@@ -91,7 +93,6 @@ class TileNoise {
 
   const Noise& noise_;
   uint32_t* words_;
-  float* z_;
   uint64_t held_ = ~uint64_t{0};  // the rademacher tile whose words the buffers hold
 };
 

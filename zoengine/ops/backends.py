@@ -116,7 +116,7 @@ def current(device: torch.device | str) -> str:
 
 _OLD = {
     "add_noise_", "add_noise_out", "noise_fill_", "state_fold_", "rule_step_", "segment_stats", "segment_dot",
-    "segment_dot_noise",
+    "segment_dot_noise", "kron_rows_", "kron_rows_out", "kron_score", "lowrank_add_", "lowrank_add_out",
 }  # fmt: skip
 
 
