@@ -123,17 +123,6 @@ def test_statistics_of_every_block_in_the_arenas_order():
         assert squares[k].item() == pytest.approx(x.square().sum().item(), rel=1e-10)
 
 
-def test_values_by_tile_cover_every_element_of_their_block():
-    arena = mixed_arena()
-    values = torch.arange(1.0, len(arena.segments) + 1, dtype=torch.float64)
-    spread = [torch.zeros(buffer.numel()) for buffer in arena.buffers]
-    for span, tiles in zip(arena.spans, Statistics(arena).by_tile(values), strict=True):
-        assert tiles.dtype == torch.float32
-        spread[span.buffer][span.start : span.stop] = tiles.repeat_interleave(1024)
-    for k, view in enumerate(arena.views(spread)):
-        assert (view == k + 1).all()
-
-
 class Wrapper(nn.Module):
     def __init__(self, **inner):
         super().__init__()

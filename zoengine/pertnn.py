@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoengine import ops
-from zoengine.arena import ALIGNMENT, Segment
+from zoengine.arena import Segment
 from zoengine.noise import table
 
 INPUTS = 5
@@ -87,6 +87,7 @@ class PertNN(nn.Module):
 
     Attributes:
         weights: per layer, (S, inputs, outputs); biases: per layer, (S, 1, outputs).
+        about: what the file they came from says about them, see :func:`save`.
 
     Raises:
         PertNNError: no blocks, or a width or number of layers below 1.
@@ -100,6 +101,7 @@ class PertNN(nn.Module):
                 f"{len(blocks)} blocks, hidden {hidden}, hidden_layers {hidden_layers}"
             )
         self.blocks = list(blocks)
+        self.about: dict[str, str] = {}
         self.hidden, self.hidden_layers = hidden, hidden_layers
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         drawn = 0
@@ -183,7 +185,7 @@ class Statistics:
         self.device = arena.buffers[0].device
         self.numels = torch.tensor([s.numel for s in arena.segments], dtype=torch.float64, device=self.device)
         self._count = self.numels.clamp(min=1)
-        self._spans, self._tiles = [], []
+        self._spans = []
         for span in arena.spans:  # one per buffer, unless buffers interleave in the arena
             inside = [
                 (k, s.start - span.start, s.numel)
@@ -193,7 +195,6 @@ class Statistics:
             where = arena.buffers[span.buffer].device
             positions, starts, lengths = torch.tensor(inside, dtype=torch.int64).reshape(-1, 3).t().contiguous()
             self._spans.append((span, positions.to(self.device), starts.to(where), lengths.to(where)))
-            self._tiles.append(positions.repeat_interleave((lengths + ALIGNMENT - 1) // ALIGNMENT).to(where))
 
     def moments(self, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and variance of every block, float64 (S,) each: one launch per span."""
@@ -213,11 +214,6 @@ class Statistics:
     def squares(self, buffers: Sequence[Tensor]) -> Tensor:
         """|x_i|^2 of every block, float64 (S,)."""
         return self._gather(buffers, lambda x, span, starts, lengths: ops.segment_dot(x, starts, lengths, y=x))
-
-    def by_tile(self, values: Tensor) -> list[Tensor]:
-        """A value per block, (S,), as fp32 per tile of each span: the ``scale`` of :func:`zoengine.ops.add_noise_`."""
-        rounded = values.float()
-        return [rounded.to(tiles.device)[tiles] for tiles in self._tiles]
 
     def _gather(self, buffers: Sequence[Tensor], reduce) -> Tensor:
         parts = [
@@ -284,7 +280,7 @@ def load(path: str | Path, blocks: Sequence[Block]) -> PertNN:
     order = [position[block.name] for block in blocks]
     for parameter in networks.parameters():
         parameter.data = parameter.data[order]
-    networks.blocks = list(blocks)
+    networks.blocks, networks.about = list(blocks), metadata
     return networks
 
 

@@ -176,8 +176,10 @@ def _loss(task: Any, model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _save(folder: Path, trainer: MetaTrainer, about: dict[str, str]) -> None:
-    fields = json.dumps(dataclasses.asdict(trainer.fields))
-    pertnn.save(trainer.networks, folder / NETWORKS, {**about, "steps": str(trainer.step_number), "meta": fields})
+    fields = dataclasses.asdict(trainer.fields)
+    how = {name: str(fields[name]) for name in ("zoft_reading", "feed_normalised")}  # zo-finetuner compares these
+    steps = {"steps": str(trainer.step_number), "meta": json.dumps(fields)}
+    pertnn.save(trainer.networks, folder / NETWORKS, {**about, **how, **steps})
 
 
 def _folder(folder: Path, overwrite: bool) -> Path:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from zoengine import ops
 from zoengine.arena import Arena
-from zoengine.directions import Step
+from zoengine.directions import Noise, Step
 from zoengine.evaluation import Closure, EvaluationError
 from zoengine.evaluation.base import call, read
 from zoengine.methods.fields import FieldError, build, check_types, require
 from zoengine.noise.seeds import check_seed
 from zoengine.pertnn import PertNN, Statistics, blocks_of, features, gradient_of_sigma, normalise, scales
+from zoengine.transforms import Scaled, States
 
 Row = dict[str, Any]
 
@@ -130,6 +131,7 @@ class MetaTrainer:
             raise FieldError("the networks given are for other blocks; load them with pertnn.load(path, blocks)")
         self.networks = networks.to(self.arena.buffers[0].device)
         self.statistics = Statistics(self.arena)
+        self._transform = Scaled(self.arena, self.fields.noise, States())
         self._start = [buffer.to("cpu", copy=True) for buffer in self.arena.buffers]
         self._point = [torch.zeros_like(buffer) for buffer in self.arena.buffers]
         self._point_views = self.arena.views(self._point)
@@ -180,12 +182,12 @@ class MetaTrainer:
         constant = sigma.detach()
         normalised = normalise(constant, self.statistics.numels)
         s, seed = scales(normalised, fields.zoft_reading), step.seed()
-        factors = self.statistics.by_tile(s)
+        self._transform.set_scales(s)
 
         points = (fields.zo_eps, -fields.zo_eps)
-        plus, minus = read([self._loss(self._moved(seed, factors, eps), closure) for eps in points], step)
+        plus, minus = read([self._loss(self._moved(seed, eps), closure) for eps in points], step)
         c = (plus - minus) / (2 * fields.zo_eps)
-        after = self._backward(closure, self._moved(seed, factors, -fields.zo_lr * c))
+        after = self._backward(closure, self._moved(seed, -fields.zo_lr * c))
         dots = self.statistics.dots(self._gradient, seed, fields.noise)
         d_scales = -fields.zo_lr * c * dots
         if fields.meta_normalise:
@@ -210,14 +212,10 @@ class MetaTrainer:
             "backward_passes": self.backward_passes,
         }  # fmt: skip
 
-    def _moved(self, seed: int, factors: Sequence[Tensor], coeff: float) -> Sequence[Tensor]:
-        """The copy, holding theta + coeff s z; ``factors``: s by tile."""
-        for span, scale in zip(self.arena.spans, factors, strict=True):
-            where = slice(span.start, span.stop)
-            ops.add_noise_(
-                self.arena.buffers[span.buffer][where], seed, coeff, offset=span.index, noise=self.fields.noise,
-                scale=scale, out=self._point[span.buffer][where],
-            )  # fmt: skip
+    def _moved(self, seed: int, coeff: float) -> Sequence[Tensor]:
+        """The copy, holding theta + coeff s z."""
+        for span in self.arena.spans:
+            self._transform.add(span, self.arena.buffers, [Noise(seed, coeff)], target=self._point)
         return self._point_views
 
     def _loss(self, views: Sequence[Tensor], closure: Closure) -> Tensor | float:
