@@ -279,26 +279,26 @@ def test_adam_against_its_formula():
 def test_trust_region_follows_the_agreement_of_halves():
     state, window = TrustRegion.start(1e-3, 5), 5
     for _ in range(4):
-        state = state.after_halves(1.0, -1.0, window)
+        state = state.after_halves(0.0, window)
         assert (state.eps, state.lr_factor) == (1e-3, 1.0)
     assert state.agreement == pytest.approx(0.65 * 0.9**4)
-    state = state.after_halves(1.0, -1.0, window)
+    state = state.after_halves(0.0, window)
     assert (state.eps, state.lr_factor, state.wait) == (5e-4, 0.5, window)
     for _ in range(4):
-        state = state.after_halves(1.0, -1.0, window)
+        state = state.after_halves(0.0, window)
     assert state.eps == 5e-4
     for _ in range(60):
-        state = state.after_halves(1.0, -1.0, window)
+        state = state.after_halves(0.0, window)
     assert (state.eps, state.lr_factor) == (1e-5, 1 / 16)
     for _ in range(200):
-        state = state.after_halves(-2.0, -1.0, window)
+        state = state.after_halves(1.0, window)
     assert (state.eps, state.lr_factor) == (1e-3, 1.0) and state.agreement == pytest.approx(1.0)
 
 
 def test_trust_region_between_the_thresholds_stays():
     state = TrustRegion.start(1e-4, 1)
     for k in range(50):
-        state = state.after_halves(1.0, 1.0 if k % 3 else -1.0, 1)
+        state = state.after_halves(1.0 if k % 3 else 0.0, 1)
         assert state.eps == 1e-4 and 0.5 <= state.agreement <= 0.8
 
 

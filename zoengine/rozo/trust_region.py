@@ -46,9 +46,9 @@ class TrustRegion:
         low, high = EPS_RANGE
         return cls(eps, 1.0, START_AGREEMENT, window, min(low, eps), max(high, eps))
 
-    def after_halves(self, slope: float, other: float, window: int) -> TrustRegion:
-        """The next state, from the slopes c', c'' that the two halves of the batch measured along one direction."""
-        agreement = AGREEMENT_DECAY * self.agreement + (1 - AGREEMENT_DECAY) * (slope * other > 0)
+    def after_halves(self, agreeing: float, window: int) -> TrustRegion:
+        """The next state; ``agreeing``: share of the directions along which both halves' slopes had the same sign."""
+        agreement = AGREEMENT_DECAY * self.agreement + (1 - AGREEMENT_DECAY) * agreeing
         factor = 0.5 if agreement < LOW_AGREEMENT else 2.0 if agreement > HIGH_AGREEMENT else 1.0
         return dataclasses.replace(self, agreement=agreement)._after(factor, window)
 

@@ -1,0 +1,145 @@
+"""The adapters of a model as points: where they start, directions at them, and steps from them.
+
+All arithmetic is float64 on copies of the factors, rounded once where they are kept. Arrays shaped like the arena's
+buffers hold factor coordinates: dB where B stands, dA where A stands, 0 everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zoengine import ops
+from zoengine.arena import Arena
+from zoengine.noise import table
+from zoengine.rozo.manifold import Point
+from zoengine.rozo.pairs import AdapterError, Factors, stacks
+from zoengine.rozo.precondition import scaled
+
+START_STD = 0.02
+
+Buffers = Sequence[Tensor]
+
+
+class Adapters:
+    """The LoRA pairs that make up an arena.
+
+    Args:
+        arena: fp32 segments, all of them LoRA factors.
+        offset: whether the second half of each adapter is a constant, see :meth:`start`.
+        retracts: whether steps end with :meth:`retract`, which limits the rank.
+
+    Raises:
+        AdapterError: the arena holds something else, or an adapter does not suit.
+    """
+
+    def __init__(self, arena: Arena, *, offset: bool, retracts: bool) -> None:
+        self._arena = arena
+        self._offset = offset
+        self._stacks = stacks(arena.segments, offset, retracts)
+        for segment in arena.segments:
+            if arena.buffers[segment.buffer].dtype != torch.float32:
+                raise AdapterError(
+                    f"{segment.name!r} is {arena.buffers[segment.buffer].dtype}; RoZO keeps adapters in float32, over "
+                    "a base of any dtype: convert them (peft does it by itself with autocast_adapter_dtype=True)"
+                )
+        self._theta = self._factors(arena.buffers)
+        self._points: list[Point] | None = None
+
+    def start(self, seed: int) -> list[str]:
+        """Give adapters whose product is 0 a start of full rank; returns the modules of the others, left as they are.
+
+        B = 0, the usual start of LoRA, is no point of the manifold: of B dA + dB A only dB A is left. B and A become
+        N(0, 0.02^2) from the stream of initial states. With an offset the second half of the adapter is set to
+        (-B, A), so that the whole of it is zero again.
+        """
+        noise = self._arena.new_state()
+        self._fill(noise, seed, table.STREAM_STATE, "gaussian")
+        views, normals = (self._arena.views(buffers) for buffers in (self._arena.buffers, noise))
+        others = []
+        for stack in self._stacks:
+            for pair in stack.pairs:
+                B, A, r = views[pair.B], views[pair.A], stack.rank
+                if B.any() and A.any():
+                    others.append(pair.module)
+                    continue
+                for factor, normal in ((B, normals[pair.B]), (A, normals[pair.A])):
+                    factor.copy_(normal * START_STD)
+                if self._offset:
+                    B[:, r:] = -B[:, :r]
+                    A[r:] = A[:r]
+        return others
+
+    def stand(self, base: Buffers | None = None) -> None:
+        """Take the tangent spaces at the weights, or at ``base``, factors laid out like them."""
+        self._points = [Point.of(*factors.read()) for factors in (self._factors(base) if base else self._theta)]
+
+    @property
+    def stands(self) -> bool:
+        """Whether there are tangent spaces, from :meth:`stand`."""
+        return self._points is not None
+
+    def forget(self) -> None:
+        """Drop the tangent spaces, for when what they were taken at has been replaced."""
+        self._points = None
+
+    def draw(self, out: Buffers, seed: int, noise: str, tangent: bool) -> None:
+        """Write a random direction's (dB, dA) to ``out``: unit noise, or coordinates of an isotropic tangent vector.
+
+        N1 is the direction noise on segment B and N2 that on segment A.
+        """
+        self._fill(out, seed, table.STREAM_DIRECTION, noise)
+        factors = self._factors(out)
+        drawn = [each.read() for each in factors]
+        torch._foreach_zero_(list(out))
+        if tangent:
+            drawn = [p.to_factors(p.sample(*noises)) for p, noises in zip(self._points, drawn, strict=True)]
+        for each, coordinates in zip(factors, drawn, strict=True):
+            each.write(*coordinates)
+
+    def precondition(self, direction: Buffers) -> None:
+        """Replace (dB, dA) by (dB (A A')^-1, (B'B)^-1 dA)."""
+        for moves, theta in zip(self._factors(direction), self._theta, strict=True):
+            moves.write(*scaled(*theta.read(), *moves.read()))
+
+    def move(self, direction: Buffers, lrs: Sequence[float], decays: Sequence[float]) -> None:
+        """B <- k B - lr dB, A <- k A - lr dA with k = (1 - lr decay)^(1/2), so that Y decays by 1 - lr decay.
+
+        lrs, decays: one per parameter group. Where lr is 0, no bit changes.
+        """
+        for stack, theta, moves in zip(self._stacks, self._theta, self._factors(direction), strict=True):
+            lr = lrs[stack.group]
+            if lr:
+                keep = (1 - lr * decays[stack.group]) ** 0.5
+                theta.write(*(keep * x - lr * dx for x, dx in zip(theta.read(), moves.read(), strict=True)))
+
+    def retract(self, moves: Buffers, lrs: Sequence[float], keeps: Sequence[float], carried: Buffers | None) -> None:
+        """Replace the weights by the retraction of keep Y - lr (B dA + dB A), Y = B A where the tangent spaces are.
+
+        Args:
+            moves: the coordinates (dB, dA).
+            lrs, keeps: one per parameter group. Where lr is 0, no bit changes.
+            carried: coordinates of a tangent vector (a momentum), transported in place.
+        """
+        vectors = self._factors(carried) if carried else [None] * len(self._stacks)
+        parts = zip(self._stacks, self._points, self._theta, self._factors(moves), vectors, strict=True)
+        for stack, point, theta, move, vector in parts:
+            lr = lrs[stack.group]
+            if not lr:
+                continue
+            new = point.retract(-lr * point.from_factors(*move.read()), keeps[stack.group])
+            theta.write(*new)
+            if vector is not None:
+                there = Point.of(*new)
+                vector.write(*there.to_factors(there.transport(point.from_factors(*vector.read()), point)))
+
+    def _factors(self, buffers: Buffers) -> list[Factors]:
+        views = self._arena.views(buffers)
+        return [stack.of(views) for stack in self._stacks]
+
+    def _fill(self, buffers: Buffers, seed: int, stream: int, noise: str) -> None:
+        for span in self._arena.spans:
+            where = buffers[span.buffer][span.start : span.stop]
+            ops.noise_fill_(where, seed, offset=span.index, stream=stream, noise=noise)
