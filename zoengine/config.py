@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from zoengine import methods
-from zoengine.methods.fields import build, nearest
+from zoengine.methods.fields import build, nearest, of_run
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -174,7 +174,7 @@ def check(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"method.name: expected the name of a method, got {name!r}")
     try:
         kind = methods.get(name).Fields
-        checked = build(kind, {"seed": config.run.seed, **fields}, f"method {name!r}")
+        checked = build(kind, {**of_run(kind, config.run.seed, config.run.steps), **fields}, f"method {name!r}")
     except methods.FieldError as error:
         raise ConfigError(f"method: {error}") from None
     return config.model_copy(update={"method": {"name": name, **vars(checked)}})

@@ -102,6 +102,12 @@ def check_types(fields: Any) -> None:
             object.__setattr__(fields, field.name, float(value))
 
 
+def of_run(cls: type, seed: int, steps: int) -> dict[str, Any]:
+    """The fields that a run gives a method unless the user does: its seed, and its length if the method asks for it."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    return {"seed": seed, **({"steps": steps} if "steps" in known and steps > 0 else {})}
+
+
 def build(cls: type, values: dict[str, Any], owner: str) -> Any:
     """``cls(**values)`` with errors a user can act on.
 

@@ -99,7 +99,8 @@ class ZOTrainer(Trainer):
 
     def _all_fields(self) -> dict[str, Any]:
         args = self.args  # read late: a hyperparameter search changes them
-        return {"lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed, **self._zo_fields}
+        given = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+        return {**given, **methods.fields.of_run(self._zo_class.Fields, args.seed, args.max_steps), **self._zo_fields}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
