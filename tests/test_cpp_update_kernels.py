@@ -8,9 +8,10 @@ import pytest
 import torch
 from bitwise import assert_same
 
+from zoengine import ops
 from zoengine.noise import table
 from zoengine.ops import extension, reference
-from zoengine.ops.schema import RULES
+from zoengine.ops.schema import RULES, SCHEMAS
 
 try:
     cpp = extension.load("cpu")
@@ -231,3 +232,98 @@ def test_lowrank_add_is_the_reference(isa, dtype, rank):
             in_place = x.clone()
             cpp.lowrank_add_(in_place, *rest)
             assert_same(in_place, torch.where(expected == UNTOUCHED, x, expected), f"mode {mode}, in place")
+
+
+@isa
+@dtypes
+@noises
+def test_packed_noise_is_the_reference(isa, dtype, noise):
+    starts, lengths = torch.tensor([3, 2000, 2000, 9001]), torch.tensor([1500, 0, 7000, 999])
+    indices = torch.tensor([2**32 - 700, 5, 0, 2**50 + 1023])
+    with extension.use_isa(isa):
+        out = torch.full((10_010,), UNTOUCHED, dtype=dtype)
+        rest = (torch.tensor([-9]), starts, lengths, indices, 2, noise)
+        for found, expected in both("segment_noise_fill_", [out], *rest):
+            assert_same(found, expected)
+
+
+@isa
+@dtypes
+def test_histograms_are_the_reference(isa, dtype):
+    x = randn(250_000).to(dtype)
+    x[::50] = 0.0
+    x[7:2000:100] = float("nan")
+    x[8:2000:100] = -float("inf")
+    starts, lengths = torch.tensor([5, 0, 9, 3000, 1000]), torch.tensor([0, 17, 1024, 240_001, 3000])
+    magnitude = x.float().abs().view(torch.int32).long()
+    with extension.use_isa(isa):
+        for digit, high in enumerate((31, 19, 7)):
+            prefixes = magnitude[starts + lengths // 2] >> high
+            for found, expected in both("segment_histogram", [x], starts, lengths, prefixes, digit):
+                assert torch.equal(found.nan_to_num(), expected.nan_to_num()), digit
+
+
+@isa
+@dtypes
+@pytest.mark.parametrize("n", [1, 8, 1023, 1024, 5003])
+def test_masks_are_the_reference(isa, dtype, n):
+    x = randn(n).to(dtype)
+    x[::9] = -0.5
+    x[4::100] = float("nan")
+    bits = torch.full((-(-n // 8),), 255, dtype=torch.uint8)
+    thresholds = torch.tensor([0.5, float("inf"), -1.0, 0.0, 0.7])[: -(-n // 1024)]
+    with extension.use_isa(isa):
+        (found, expected), _ = both("mask_below_", [bits, x], thresholds)
+    assert torch.equal(found, expected)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    n = 200_001
+    x, state, h = randn(n), randn(n, seed=1), randn(n, seed=2).abs()
+    terms = terms_of(2, 2)
+    valid = torch.full((-(-n // 1024),), 1000, dtype=torch.int32)
+    segments, _, blocks, widest, (size,) = matrices_at(((3000, 33), (60, 900)), (1, 1))
+    a = randn(size)
+    low, _, _, _, sizes = matrices_at(((3000, 33), (60, 900)), (0, 4), (1, 4))
+    left, right = (randn(size) for size in sizes)
+    starts, lengths = torch.tensor([0, 150_000]), torch.tensor([150_001, 50_001])
+
+    def everything():
+        one = torch.tensor([0.5])
+        folded, moved, second = state.clone(), x.bfloat16(), h.clone()
+        yield cpp.state_fold_(folded, moved, *terms, one, randn(4), one, torch.tensor([1]), valid, 1024, 0)
+        yield cpp.rule_step_(
+            moved, [second], *terms_of(2, 4), torch.tensor(SCALARS["hizoo"]), None, one.long(), 7, 0, 4
+        )
+        yield from (folded, moved, second)
+        score, out = torch.empty(size), x.bfloat16()
+        rest = (segments, terms[0], terms[2], None, torch.tensor([1]), score, 3, 0, blocks, widest)
+        cpp.kron_rows_(out, a, torch.tensor([0.1, 0.2]), *rest)
+        yield from (score, out)
+        out = x.bfloat16()
+        cpp.lowrank_add_(out, left, right, low, one, None, torch.tensor([1]), 3, 4, blocks, widest)
+        yield out
+        yield cpp.segment_histogram(x, starts, lengths, torch.tensor([0, 0]), 0).double()
+        out = torch.zeros(n)
+        cpp.segment_noise_fill_(out, torch.tensor([1]), starts, lengths, torch.tensor([77, 5]), 2, 0)
+        yield out
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append([result for result in everything() if result is not None])
+    finally:
+        torch.set_num_threads(before)
+    assert len(results[0]) == 9
+    for other in results[1:]:
+        for expected, found in zip(results[0], other, strict=True):
+            assert_same(found, expected)
+
+
+def test_every_op_runs_on_these_kernels():
+    """The automatic choice on a CPU is this backend, for every op of the schema."""
+    assert ops.current("cpu") == "cpp"
+    for name in SCHEMAS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"zoengine_C::{name}", "CPU"), name

@@ -148,6 +148,10 @@ struct Kernels {
   void (*rule_step[kDtypes])(const RuleStep&, const Update&, Scratch);
   void (*kron_rows[kDtypes])(const Kron&, const KronRows&, Scratch);
   void (*lowrank_rows[kDtypes])(const LowRank&, const LowRankRows&, Scratch);
+  // A byte of `bits` for each eight of `count` values.
+  void (*mask_below[kDtypes])(const void* x, int64_t count, float threshold, uint8_t* bits);
+  // Into the counts of segment_histogram.
+  void (*count_digits)(const float* x, int64_t count, uint32_t prefix, int digit, int64_t* counts);
   // Up to kTile values to fp32.
   void (*to_float[kDtypes])(const void* values, float* out, int64_t count);
   // Over kTile values, in the order of `ordered_sum` in zoengine/ops/reference.py.

@@ -3,6 +3,7 @@
 
 #include "add_noise.h"
 #include "api.h"
+#include "counts.h"
 #include "kron.h"
 #include "lowrank.h"
 #include "rules.h"
@@ -20,6 +21,8 @@ constexpr cpu::Kernels make_kernels(const char* name) {
           {rule_step<V, float>, rule_step<V, BFloat16>, rule_step<V, Float16>},
           {kron_rows<V, float>, kron_rows<V, BFloat16>, kron_rows<V, Float16>},
           {lowrank_rows<V, float>, lowrank_rows<V, BFloat16>, lowrank_rows<V, Float16>},
+          {mask_below<V, float>, mask_below<V, BFloat16>, mask_below<V, Float16>},
+          count_digits<V>,
           {to_float<V, float>, to_float<V, BFloat16>, to_float<V, Float16>},
           dot_tile<V>,
           stats_tile<V>};

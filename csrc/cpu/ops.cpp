@@ -1,4 +1,4 @@
-// add_noise_, add_noise_out and noise_fill_ on the CPU. The schemas stand in zoengine/ops/schema.py; arguments are
+// add_noise_, add_noise_out, noise_fill_ and segment_noise_fill_ on the CPU. The schemas stand in zoengine/ops/schema.py; arguments are
 // checked in zoengine/ops.
 
 #include <memory>
@@ -11,8 +11,8 @@ namespace {
 
 enum { kX, kOut, kState0, kState1, kOperand, kOperands };
 
-void run_add_noise(const AddNoise& args, const Range<kOperands>& range, Dtype dtype) {
-  run(range, [&] {
+void run_add_noise(const AddNoise& args, const std::vector<Range<kOperands>>& ranges, Dtype dtype) {
+  run(ranges, [&] {
     auto words = std::make_shared<Aligned<uint32_t>>(args.term_count * kWordsPerTile);
     return [&args, dtype, words](const Places<kOperands>& at, uint64_t unit, int64_t units) {
       const float* states[2] = {reinterpret_cast<float*>(at[kState0]), reinterpret_cast<float*>(at[kState1])};
@@ -50,7 +50,7 @@ void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& streams, 
     range.operands[kState0 + j] = values_of(states[j].const_data_ptr(), kFloat32);
   }
   range.operands[kOperand] = operand_of(args.transform, operand);
-  run_add_noise(args, range, dtype);
+  run_add_noise(args, {range}, dtype);
 }
 
 void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& streams, const Tensor& coeffs,
@@ -60,11 +60,26 @@ void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& streams, con
   add_noise_out(x, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand, x);
 }
 
+void segment_noise_fill_(const Tensor& out, const Tensor& seed, const Tensor& starts, const Tensor& lengths,
+                         const Tensor& indices, int64_t stream, int64_t noise) {
+  const Term term = fill_term(seed, stream);
+  const Dtype dtype = dtype_of(out);
+  auto* data = static_cast<char*>(out.mutable_data_ptr());
+  std::vector<Range<kOperands>> ranges;
+  for (int64_t s = 0; s < starts.numel(); ++s) {
+    Range<kOperands> range{{}, lengths.const_data_ptr<int64_t>()[s],
+                           static_cast<uint64_t>(indices.const_data_ptr<int64_t>()[s])};
+    range.operands[kOut] = written(values_of(data + starts.const_data_ptr<int64_t>()[s] * size_of(dtype), dtype));
+    ranges.push_back(range);
+  }
+  run_add_noise(fill_args(term, noise), ranges, dtype);
+}
+
 void noise_fill_(const Tensor& out, const Tensor& seed, int64_t offset, int64_t stream, int64_t noise) {
   const Term term = fill_term(seed, stream);
   Range<kOperands> range{{}, out.numel(), static_cast<uint64_t>(offset)};
   range.operands[kOut] = written(values_of(out.mutable_data_ptr(), dtype_of(out)));
-  run_add_noise(fill_args(term, noise), range, dtype_of(out));
+  run_add_noise(fill_args(term, noise), {range}, dtype_of(out));
 }
 
 }  // namespace
@@ -73,6 +88,7 @@ STABLE_TORCH_LIBRARY_IMPL(zoengine_C, CPU, m) {
   m.impl("add_noise_", TORCH_BOX(&add_noise_));
   m.impl("add_noise_out", TORCH_BOX(&add_noise_out));
   m.impl("noise_fill_", TORCH_BOX(&noise_fill_));
+  m.impl("segment_noise_fill_", TORCH_BOX(&segment_noise_fill_));
 }
 
 }  // namespace zo::cpu

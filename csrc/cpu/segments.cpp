@@ -1,8 +1,10 @@
-// Sums over segments on the CPU, in the order of `ordered_sum` in zoengine/ops/reference: tiles of 1024 values are
-// summed in parallel, then each segment's tile sums in one go, so that no result depends on the number of threads.
+// Sums and counts over segments on the CPU. Sums are taken in the order of `ordered_sum` in zoengine/ops/reference: tiles
+// of 1024 values are summed in parallel, then each segment's tile sums in one go, so that no result depends on the number
+// of threads.
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
 #include <vector>
 
 #include "lane_sum.h"
@@ -28,19 +30,31 @@ struct Segments {
 
   int64_t count() const { return static_cast<int64_t>(first_tile.size()) - 1; }
 
-  // For every tile, body(tile, start, count), where x[start .. start + count) are its elements. Each thread makes its
-  // own body and calls it in rising order.
+  // body(s, first, last) for tiles first .. last - 1, all of segment s. Each thread makes its own body and calls it in
+  // rising order.
   template <class MakeBody>
-  void for_tiles(const MakeBody& make_body) const {
+  void for_pieces(const MakeBody& make_body) const {
     torch::stable::parallel_for(0, first_tile.back(), kTilesPerThread, [&](int64_t begin, int64_t end) {
       auto body = make_body();
       auto segment = std::upper_bound(first_tile.begin(), first_tile.end(), begin) - 1;
-      for (int64_t tile = begin; tile < end; ++tile) {
-        while (tile >= segment[1]) ++segment;
-        const auto s = segment - first_tile.begin();
-        const int64_t skip = (tile - *segment) * kTile;
-        body(tile, starts[s] + skip, std::min<int64_t>(lengths[s] - skip, kTile));
+      for (; begin < end; ++segment) {
+        const int64_t stop = std::min(end, segment[1]);
+        if (begin < stop) body(segment - first_tile.begin(), begin, stop);
+        begin = stop;
       }
+    });
+  }
+
+  // body(tile, start, count), where x[start .. start + count) are the tile's elements.
+  template <class MakeBody>
+  void for_tiles(const MakeBody& make_body) const {
+    for_pieces([&] {
+      return [this, body = make_body()](int64_t s, int64_t first, int64_t last) mutable {
+        for (int64_t tile = first; tile < last; ++tile) {
+          const int64_t skip = (tile - first_tile[static_cast<size_t>(s)]) * kTile;
+          body(tile, starts[s] + skip, std::min<int64_t>(lengths[s] - skip, kTile));
+        }
+      };
     });
   }
 };
@@ -149,11 +163,43 @@ Tensor segment_dot_noise(const Tensor& x, const Tensor& seed, const Tensor& star
   return segment_dots(x, starts, lengths, [&] { return NoiseReader(args, static_cast<uint64_t>(offset)); });
 }
 
+constexpr int64_t kBins = 4096;
+
+Tensor segment_histogram(const Tensor& x, const Tensor& starts, const Tensor& lengths, const Tensor& prefixes,
+                         int64_t digit) {
+  const Segments segments(starts, lengths);
+  const int64_t sizes[] = {segments.count(), kBins};
+  Tensor result = torch::stable::new_empty(x, {sizes, 2}, ScalarType::Long);
+  int64_t* counts = result.mutable_data_ptr<int64_t>();
+  std::fill_n(counts, segments.count() * kBins, 0);
+  std::mutex adding;  // counts that several threads share; integers, so the order is all the same
+  segments.for_pieces([&] {
+    return [&, own = std::vector<int64_t>(kBins)](int64_t s, int64_t first, int64_t last) mutable {
+      const int64_t begin = segments.first_tile[static_cast<size_t>(s)];
+      const bool whole = first == begin && last == segments.first_tile[static_cast<size_t>(s) + 1];
+      int64_t* row = counts + s * kBins;
+      if (!whole) std::fill(own.begin(), own.end(), 0);
+      for (int64_t tile = first; tile < last; ++tile) {
+        alignas(64) float values[kTile];
+        const int64_t skip = (tile - begin) * kTile, count = std::min<int64_t>(segments.lengths[s] - skip, kTile);
+        read_tile(x, segments.starts[s] + skip, count, values);
+        kernels().count_digits(values, count, static_cast<uint32_t>(prefixes.const_data_ptr<int64_t>()[s]),
+                               static_cast<int>(digit), whole ? row : own.data());
+      }
+      if (whole) return;
+      const std::lock_guard<std::mutex> lock(adding);
+      for (int64_t bin = 0; bin < kBins; ++bin) row[bin] += own[static_cast<size_t>(bin)];
+    };
+  });
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(zoengine_C, CPU, m) {
   m.impl("segment_stats", TORCH_BOX(&segment_stats));
   m.impl("segment_dot", TORCH_BOX(&segment_dot));
+  m.impl("segment_histogram", TORCH_BOX(&segment_histogram));
   m.impl("segment_dot_noise", TORCH_BOX(&segment_dot_noise));
 }
 

@@ -114,14 +114,22 @@ void run_units(const Range<n>& range, uint64_t begin, uint64_t end, Body& body) 
   for (uint64_t unit = stop; unit < end; ++unit) padded_unit(range, unit, body);
 }
 
-// The whole range; each thread makes its own body.
+// All units of some ranges; each thread makes its own body.
 template <size_t n, class MakeBody>
-void run(const Range<n>& range, const MakeBody& make_body) {
-  const uint64_t first = range.first_unit();
-  const auto units = static_cast<int64_t>(range.last_unit() - first);
-  torch::stable::parallel_for(0, units, kUnitsPerThread, [&](int64_t begin, int64_t end) {
+void run(const std::vector<Range<n>>& ranges, const MakeBody& make_body) {
+  std::vector<int64_t> before{0};  // units before each range
+  for (const Range<n>& range : ranges) {
+    before.push_back(before.back() + static_cast<int64_t>(range.last_unit() - range.first_unit()));
+  }
+  torch::stable::parallel_for(0, before.back(), kUnitsPerThread, [&](int64_t begin, int64_t end) {
     auto body = make_body();
-    run_units(range, first + static_cast<uint64_t>(begin), first + static_cast<uint64_t>(end), body);
+    auto s = static_cast<size_t>(std::upper_bound(before.begin(), before.end(), begin) - before.begin() - 1);
+    for (; begin < end; ++s) {
+      const int64_t stop = std::min(end, before[s + 1]);
+      const auto unit = [&](int64_t i) { return ranges[s].first_unit() + static_cast<uint64_t>(i - before[s]); };
+      if (begin < stop) run_units(ranges[s], unit(begin), unit(stop), body);
+      begin = stop;
+    }
   });
 }
 

@@ -1,4 +1,4 @@
-// state_fold_ and rule_step_ on the CPU.
+// state_fold_, rule_step_ and mask_below_ on the CPU.
 
 #include <memory>
 #include <optional>
@@ -18,7 +18,7 @@ void run_update(void (*kernel)(const Args&, const Update&, Scratch), const Args&
     Aligned<float> z;
     explicit Buffers(int64_t terms) : words(terms * kWordsPerTile), z(terms * kWordsPerTile) {}
   };
-  run(range, [&] {
+  run(std::vector<Range<kOperands>>{range}, [&] {
     auto buffers = std::make_shared<Buffers>(std::max<int64_t>(args.noise.count, 1));
     return [&args, kernel, buffers](const Places<kOperands>& at, uint64_t unit, int64_t units) {
       Update update{at[kX], {}, unit, units, reinterpret_cast<int32_t*>(at[kValid]),
@@ -84,11 +84,25 @@ void rule_step_(const Tensor& x, const std::vector<Tensor>& states, const Tensor
   run_update(kernels().rule_step[dtype], args, range);
 }
 
+void mask_below_(const Tensor& bits, const Tensor& x, const Tensor& thresholds) {
+  const Dtype dtype = dtype_of(x);
+  const auto* values = static_cast<const char*>(x.const_data_ptr());
+  const float* threshold = thresholds.const_data_ptr<float>();
+  auto* to = bits.mutable_data_ptr<uint8_t>();
+  torch::stable::parallel_for(0, thresholds.numel(), 2 * kUnitsPerThread, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t count = std::min<int64_t>(x.numel() - tile * kTile, kTile);
+      kernels().mask_below[dtype](values + tile * kTile * size_of(dtype), count, threshold[tile], to + tile * kTile / 8);
+    }
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(zoengine_C, CPU, m) {
   m.impl("state_fold_", TORCH_BOX(&state_fold_));
   m.impl("rule_step_", TORCH_BOX(&rule_step_));
+  m.impl("mask_below_", TORCH_BOX(&mask_below_));
 }
 
 }  // namespace zo::cpu

@@ -114,16 +114,8 @@ def current(device: torch.device | str) -> str:
     return "reference"
 
 
-_OLD = {
-    "add_noise_", "add_noise_out", "noise_fill_", "state_fold_", "rule_step_", "segment_stats", "segment_dot",
-    "segment_dot_noise", "kron_rows_", "kron_rows_out", "kron_score", "lowrank_add_", "lowrank_add_out",
-}  # fmt: skip
-
-
 def _route(op: str) -> Callable:
     def routed(x, *args, **kwargs):
-        if _forced is None and op not in _OLD:  # until the kernels are in
-            return getattr(reference, op)(x, *args, **kwargs)
         return getattr(_load(current(x.device))[0], op)(x, *args, **kwargs)
 
     routed.__name__ = op
