@@ -100,20 +100,24 @@ class LowRank(Structured):
     def _factor(self, part: Part, term: Term) -> Tensor:
         return self.left(part, term) if isinstance(term, Noise) else self.states.tensors[term.name][part.slot]
 
-    def _drawn(self, part: Part, seed: int, side: int, stream: int) -> Tensor:
-        """Packed factors of normals; element [i, k] of a matrix stands at its segment's index + i r + k."""
+    def _drawn(self, part: Part, seed: int, side: int, stream: int, noise: str = "gaussian") -> Tensor:
+        """Packed factors of noise; element [i, k] of a matrix stands at its segment's index + i r + k."""
         table = self._tables[part.span]
         packed = torch.empty(table.sizes[side], device=table.table.device)
         lengths = torch.tensor([shape[side] * self.rank for shape in part.shapes])
         starts = lengths.cumsum(0) - lengths
-        return ops.segment_noise_fill_(packed, seed, starts, lengths, self._indices[part.span], stream=stream)
+        indices = self._indices[part.span]
+        return ops.segment_noise_fill_(packed, seed, starts, lengths, indices, stream=stream, noise=noise)
 
 
 class Lozo(LowRank):
-    """P = U V' with U ~ N(0, 1) fresh for every direction and V ~ N(0, 1) until :meth:`redraw`: LOZO, section 3."""
+    """P = U V' with U fresh for every direction (N(0, 1) or what ``noise`` says) and V ~ N(0, 1) until :meth:`redraw`.
+
+    LOZO, section 3.
+    """
 
     def left(self, part: Part, term: Noise) -> Tensor:
-        return self._drawn(part, term.seed, 0, STREAM_FACTOR_U)
+        return self._drawn(part, term.seed, 0, STREAM_FACTOR_U, self.noise)
 
     def redraw(self, seed: int) -> None:
         """Make the V of ``seed`` the current one."""
@@ -122,17 +126,17 @@ class Lozo(LowRank):
                 self.right[part.span].copy_(self._drawn(part, seed, 1, STREAM_FACTOR_V))
 
     def transport(self, name: str, seed: int, exact: bool) -> None:
-        """Carry the state N of N V' over from the current V to that of ``seed``, which becomes current.
+        """Carry the state N of N V_old' over to the current V, where V_old is that of ``seed``.
 
-        N <- N (V' V_new) / n, or with ``exact`` the least-squares N (V' V_new)(V_new' V_new)^-1.
+        N <- N (V_old' V) / n, or with ``exact`` the least-squares N (V_old' V)(V' V)^-1.
         """
         for part in self.parts:
             if not part.segments:
                 continue
-            new = self._drawn(part, seed, 1, STREAM_FACTOR_V)
+            old = self._drawn(part, seed, 1, STREAM_FACTOR_V)
             state = self.states.tensors[name][part.slot]
             triples = zip(
-                self.batches(state, part, 0), self.batches(self.right[part.span], part, 1), self.batches(new, part, 1),
+                self.batches(state, part, 0), self.batches(old, part, 1), self.batches(self.right[part.span], part, 1),
                 strict=True,
             )  # fmt: skip
             for n, before, after in triples:
@@ -140,7 +144,6 @@ class Lozo(LowRank):
                 gram = after.mT.double() @ after.double()
                 change = torch.linalg.solve(gram, change, left=False) if exact else change / after.shape[1]
                 n.copy_(n.double() @ change)
-            self.right[part.span].copy_(new)
 
 
 class Subspace(LowRank):
