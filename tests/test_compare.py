@@ -1,6 +1,7 @@
 """Comparisons: what is run with how many passes, what is kept and refused, and what the table says."""
 
 import copy
+import dataclasses
 import io
 import json
 
@@ -102,7 +103,7 @@ def test_the_table_and_the_plot(finished):
     for words in ("18 forward passes", "the test data (22 texts)", "seeds 4", "| (untrained) |", "| ft-adamw | 0.01 |"):
         assert words in text
     weights = rows["mezo"]["weight_bytes"]
-    assert rows["mezo"]["extra_bytes"] == 0
+    assert rows["mezo"]["extra_bytes"] < 1000, "a few numbers"
     assert rows["ft-adamw"]["extra_bytes"] == pytest.approx(3 * weights, rel=0.01), "gradient and two averages"
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "gpu" not in str(folder) and result["facts"]["noise_version"] == 1
@@ -253,6 +254,25 @@ def test_mistakes_are_found_before_anything_runs(tiny_run, tmp_path, change, wor
         check(settings)
 
 
+def test_a_method_with_a_schedule_of_its_own_knows_the_steps(tiny_run, tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Scheduled(methods.Fields):
+        steps: int = 0
+
+    class Warming(methods.MeZO):
+        name, Fields = "warming", Scheduled
+
+    monkeypatch.setitem(methods._METHODS, "warming", Warming)
+    settings = values(tiny_run, tmp_path)
+    settings["methods"] = [
+        {"name": "warming", "lrs": [1.0]},
+        {"name": "warming", "label": "own", "lrs": [1.0], "steps": 4},
+    ]
+    plan = check(settings)
+    assert [entry.configs[1.0].method["steps"] for entry in plan.entries] == [9, 4]
+    assert [entry.configs[1.0].run.steps for entry in plan.entries] == [9, 9]
+
+
 def test_choosing_a_learning_rate():
     def record(lr, accuracy, loss, diverged=None):
         return {"lr": lr, "diverged": diverged, "curve": [{}, {"accuracy": accuracy, "loss": loss}]}
@@ -274,12 +294,12 @@ def test_what_an_optimizer_holds():
         (lambda m: zoengine.MeZOMomentum(m, lr=0.1), size),
         (lambda m: zoengine.MeZOMomentum(m, lr=0.1, mode="shadow"), 2 * size),
         (lambda m: zoengine.FTSGD(m, lr=0.1), size),
-        (lambda m: zoengine.FTAdamW(m, lr=0.1), 3 * size + 4),
+        (lambda m: zoengine.FTAdamW(m, lr=0.1), 3 * size),
     ):
         m = model()
         built = optimizer(m)
         built.step(lambda m=m: m(torch.ones(1, 1024)).sum())
-        assert extra_bytes(built, m) == expected
+        assert expected <= extra_bytes(built, m) < expected + 1000
 
 
 def test_the_command_line(tiny_run, tmp_path):

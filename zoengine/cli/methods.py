@@ -33,7 +33,8 @@ def show(name: str | None) -> None:
     for name in methods.available():
         method = methods.get(name)
         own = [f"{f.name}={_default(f)}" for f in dataclasses.fields(method.Fields) if f.name not in shared]
-        forwards = method.forwards_per_step(method.Fields(lr=0.0))
+        required = [f.name for f in dataclasses.fields(method.Fields) if f.default is dataclasses.MISSING]
+        forwards = method.forwards_per_step(method.Fields(**dict.fromkeys(required, 0.0)))
         backwards = getattr(method, "backwards_per_step", 0)
         states = ", ".join(method.state_names) or "none"
         first = (inspect.getdoc(method) or "").split("\n")[0]

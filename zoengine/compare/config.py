@@ -121,36 +121,35 @@ def _entry(found: CompareConfig, position: int) -> Entry:
         raise ConfigError(f"{where}: lrs must be a list of different learning rates, got {lrs!r}")
     if {"lr", "seed"} & set(given):
         raise ConfigError(f"{where}: lr and seed are not given there; the comparison sets them from lrs and run.seeds")
-    run = found.run
-    configs = {}
-    for lr in map(float, lrs):
-        values = {
-            **found.model_dump(include={"model", "data", "task", "tuning"}),
-            "method": {"name": name, "lr": lr, **given},
-            "run": {
-                "output_dir": run.output_dir, "steps": 1, "seed": run.seeds[0], "batch_size": run.batch_size,
-                "gradient_accumulation": run.gradient_accumulation, "eval_batch_size": run.eval_batch_size,
-                "lr_scheduler": run.lr_scheduler, "group_by_length": run.group_by_length, "backend": run.backend,
-            },
-        }  # fmt: skip
-        try:
-            configs[lr] = config.check(values)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-    kind = methods.get(name)
-    fields = {key: value for key, value in next(iter(configs.values())).method.items() if key != "name"}
+    first = _run(found, where, {"name": name, "lr": float(lrs[0]), **given}, steps=1)
+    kind, fields = methods.get(name), {key: value for key, value in first.method.items() if key != "name"}
     forwards = kind.forwards_per_step(kind.Fields(**fields))
-    if forwards > run.budget:
-        raise ConfigError(f"{where}: one step takes {forwards} forward passes, more than run.budget={run.budget}")
-    steps = run.budget // forwards
-    return Entry(label, name, forwards, steps, {lr: _with(made, steps=steps) for lr, made in configs.items()})
+    if forwards > found.run.budget:
+        raise ConfigError(f"{where}: one step takes {forwards} forward passes, more than run.budget={found.run.budget}")
+    steps = found.run.budget // forwards
+    configs = {lr: _run(found, where, {"name": name, "lr": lr, **given}, steps) for lr in map(float, lrs)}
+    return Entry(label, name, forwards, steps, configs)
+
+
+def _run(found: CompareConfig, where: str, method: dict[str, Any], steps: int) -> Config:
+    """The configuration of one cell's run, with the first seed."""
+    run = found.run
+    values = {
+        **found.model_dump(include={"model", "data", "task", "tuning"}),
+        "method": method,
+        "run": {
+            "output_dir": run.output_dir, "steps": steps, "seed": run.seeds[0], "batch_size": run.batch_size,
+            "gradient_accumulation": run.gradient_accumulation, "eval_batch_size": run.eval_batch_size,
+            "lr_scheduler": run.lr_scheduler, "group_by_length": run.group_by_length, "backend": run.backend,
+        },
+    }  # fmt: skip
+    try:
+        return config.check(values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def with_seed(made: Config, seed: int) -> Config:
     """The same run with another seed: of the data's order, the new weights and the directions."""
-    method = {**made.method, "seed": seed}
-    return _with(made, seed=seed).model_copy(update={"method": method})
-
-
-def _with(made: Config, **changes: Any) -> Config:
-    return made.model_copy(update={"run": made.run.model_copy(update=changes)})
+    run = made.run.model_copy(update={"seed": seed})
+    return made.model_copy(update={"run": run, "method": {**made.method, "seed": seed}})
