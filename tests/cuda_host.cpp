@@ -108,8 +108,9 @@ extern "C" int zo_elementwise(const AddNoise* args, int type, int noise, int fil
   return misaligned;
 }
 
-extern "C" void zo_segments(const Segments* args, int type, const Factor* factor, double* out) {
-  if (type == 0) return by_factor<Float32>(*args, factor, out);
-  if (type == 1) return by_factor<BFloat16>(*args, factor, out);
-  by_factor<Float16>(*args, factor, out);
+extern "C" int zo_segments(const Segments* args, int type, const Factor* factor, double* out) {
+  if (type == 0) by_factor<Float32>(*args, factor, out);
+  if (type == 1) by_factor<BFloat16>(*args, factor, out);
+  if (type == 2) by_factor<Float16>(*args, factor, out);
+  return 0;
 }

@@ -3,10 +3,9 @@
 What only a GPU can show (that the grid covers every unit, and the device's own instructions) is in test_cuda_kernels.
 """
 
-import ctypes
+import importlib.util
 import itertools
-import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,83 +14,21 @@ import torch
 from zoengine.noise import table
 from zoengine.ops import reference
 
-ROOT = Path(__file__).resolve().parent.parent
-COMPILER = shutil.which("g++") or shutil.which("clang++")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+if "cuda_bodies" not in sys.modules:  # other test files compile the same library
+    _spec = importlib.util.spec_from_file_location("cuda_bodies", Path(__file__).with_name("cuda_bodies.py"))
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
+bodies = sys.modules["cuda_bodies"]
+address, bits, DTYPES = bodies.address, bodies.bits, bodies.DTYPES
+pytestmark = pytest.mark.skipif(bodies.COMPILER is None, reason="no C++ compiler")
 
 
-class AddNoise(ctypes.Structure):
-    """zo::cuda::AddNoise of csrc/cuda/arguments.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "out", "seeds", "coeffs")),
-        ("states", ctypes.c_void_p * 2),
-        *((name, ctypes.c_void_p) for name in ("keep", "rounding_seed")),
-        ("count", ctypes.c_int64),
-        ("offset", ctypes.c_uint64),
-        ("stream", ctypes.c_uint32),
-        *((name, ctypes.c_int32) for name in ("terms", "state_count")),
-    ]
-
-
-class Segments(ctypes.Structure):
-    """zo::cuda::Segments."""
-
-    _fields_ = [*((name, ctypes.c_void_p) for name in ("x", "starts", "lengths")), ("count", ctypes.c_int64)]
-
-
-class Factor(ctypes.Structure):
-    """zo::cuda::Factor."""
-
-    _fields_ = [
-        ("y", ctypes.c_void_p),
-        ("y_type", ctypes.c_int32),
-        ("seed", ctypes.c_void_p),
-        ("offset", ctypes.c_uint64),
-        ("stream", ctypes.c_uint32),
-        ("noise", ctypes.c_int32),
-    ]
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    """tests/cuda_host.cpp as a shared library; unoptimised, because that compiles in seconds and has the same bits."""
-    folder = tmp_path_factory.mktemp("cuda_host")
-    (folder / "noise_table.h").write_text(table.cpp_header())
-    library = folder / "host.so"
-    flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-shared", "-fPIC", f"-I{folder}", f"-I{ROOT}/csrc/cuda"]
-    command = [COMPILER, *flags, str(ROOT / "tests" / "cuda_host.cpp"), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    loaded = ctypes.CDLL(str(library))
-    loaded.zo_segments.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-    return loaded
-
-
-def address(tensor):
-    return None if tensor is None else tensor.data_ptr()
-
-
-def bits(x):
-    """The bits of ``x``, every NaN alike."""
-    x = torch.where(x.isnan(), torch.full_like(x, float("nan")), x)
-    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
-
-def elementwise(host, x, seeds, coeffs, states, keep, sr_seed, offset, stream, noise, *, out, fill=False):
-    pointers = (ctypes.c_void_p * 2)(*map(address, states))
-    args = AddNoise(
-        *map(address, (x, out, seeds, coeffs)),
-        pointers,
-        *map(address, (keep, sr_seed)),
-        x.numel(),
-        offset,
-        stream,
-        seeds.numel(),
-        len(states),
-    )
-    assert host.zo_elementwise(ctypes.byref(args), DTYPES.index(x.dtype), noise, int(fill)) == 0, "misaligned access"
+def elementwise(x, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, *, out, stream=0, fill=False):
+    args = bodies.AddNoise(
+        *map(address, (x, out, seeds, streams, coeffs)), bodies.addresses(2, states), *map(address, (keep, sr_seed)),
+        x.numel(), offset, stream, seeds.numel(), len(states),
+    )  # fmt: skip
+    bodies.call("zo_elementwise", args, DTYPES.index(x.dtype), noise, int(fill))
 
 
 # (elements, offset, elements that x stands after a 64-byte boundary): whole units, cut ones, both kinds of address, and
@@ -118,7 +55,7 @@ CASES += [(9000, 3072, 0, 2, True, 2)]
 @pytest.mark.parametrize("stochastic", (False, True), ids=("nearest", "stochastic"))
 @pytest.mark.parametrize("noise", table.NOISES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_add_noise(host, dtype, noise, stochastic):
+def test_add_noise(dtype, noise, stochastic):
     if stochastic and dtype == torch.float32:
         pytest.skip("fp32 is not rounded")
     generator = torch.Generator().manual_seed(5)
@@ -136,23 +73,24 @@ def test_add_noise(host, dtype, noise, stochastic):
             state[3 :: max(1, n // 50)] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
         keep = torch.tensor([0.75]) if decay else None
         sr_seed = torch.tensor([77]) if stochastic else None
-        args = (x, seeds, coeffs, states, keep, sr_seed, offset, table.STREAM_SECOND, table.NOISES[noise])
+        streams = torch.arange(count) % 3
+        args = (x, seeds, streams, coeffs, states, keep, sr_seed, offset, table.NOISES[noise])
         frame = torch.full((shift + n + 64,), 3.0, dtype=dtype)  # must stay 3 outside of the range
         expected, out = torch.empty_like(x), frame[shift : shift + n]
-        reference.add_noise_out(*args, out=expected)
-        elementwise(host, *args, out=out)
+        reference.add_noise_out(*args, 0, None, out=expected)
+        elementwise(*args, out=out)
         assert torch.equal(bits(out), bits(expected)), (n, offset, shift, count, decay, state_count)
         assert (frame[:shift] == 3).all() and (frame[shift + n :] == 3).all()
 
 
 @pytest.mark.parametrize("noise", table.NOISES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_noise_fill(host, dtype, noise):
+def test_noise_fill(dtype, noise):
     seed = torch.tensor([-3])
     for n, offset, shift in PLACES[:8]:
         expected, out = torch.empty(n, dtype=dtype), torch.empty(shift + n, dtype=dtype)[shift:]
         reference.noise_fill_(expected, seed, offset, 0, table.NOISES[noise])
-        elementwise(host, out, seed, None, [], None, None, offset, 0, table.NOISES[noise], out=out, fill=True)
+        elementwise(out, seed, None, None, [], None, None, offset, table.NOISES[noise], out=out, fill=True)
         assert torch.equal(bits(out), bits(expected)), (n, offset, shift)
 
 
@@ -160,10 +98,10 @@ STARTS = torch.tensor([0, 1024, 1025, 40000, 39000, 7, 300000])
 LENGTHS = torch.tensor([1024, 1, 5000, 0, 2047, 263000, 3])  # not sorted, overlapping, one empty, one above 256 tiles
 
 
-def segments(host, x, factor, columns, starts=STARTS, lengths=LENGTHS):
+def segments(x, factor, columns, starts=STARTS, lengths=LENGTHS):
     out = torch.full((starts.numel(), columns), float("nan"), dtype=torch.float64)
-    args = Segments(*map(address, (x, starts, lengths)), starts.numel())
-    host.zo_segments(ctypes.addressof(args), DTYPES.index(x.dtype), factor and ctypes.addressof(factor), out.data_ptr())
+    args = bodies.Segments(*map(address, (x, starts, lengths)), starts.numel())
+    bodies.call("zo_segments", args, DTYPES.index(x.dtype), factor, out)
     return out
 
 
@@ -173,25 +111,25 @@ def values():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_segment_stats(host, values, dtype):
+def test_segment_stats(values, dtype):
     x = values.to(dtype, copy=True)
-    assert torch.equal(segments(host, x, None, 4), reference.segment_stats(x, STARTS, LENGTHS))
+    assert torch.equal(segments(x, None, 4), reference.segment_stats(x, STARTS, LENGTHS))
     x[1500] = float("nan")
-    assert torch.equal(bits(segments(host, x, None, 4)), bits(reference.segment_stats(x, STARTS, LENGTHS)))
+    assert torch.equal(bits(segments(x, None, 4)), bits(reference.segment_stats(x, STARTS, LENGTHS)))
 
 
 @pytest.mark.parametrize("dtypes", [*itertools.product(DTYPES, DTYPES)][::2], ids=str)
-def test_segment_dot(host, values, dtypes):
+def test_segment_dot(values, dtypes):
     x, y = values.to(dtypes[0]), values.flip(0).contiguous().to(dtypes[1])
-    out = segments(host, x, Factor(y=address(y), y_type=DTYPES.index(dtypes[1])), 1)
+    out = segments(x, bodies.Factor(y=address(y), y_type=DTYPES.index(dtypes[1])), 1)
     assert torch.equal(out.squeeze(1), reference.segment_dot(x, y, STARTS, LENGTHS))
 
 
 @pytest.mark.parametrize("offset", (0, 1, 300, 700, 2**40 + 32768 - 1024 - 2))
 @pytest.mark.parametrize("noise", table.NOISES)
-def test_segment_dot_noise(host, values, noise, offset):
+def test_segment_dot_noise(values, noise, offset):
     x, seed, kind = values[:4000].bfloat16(), torch.tensor([11]), table.NOISES[noise]
     starts, lengths = torch.tensor([0, 1024, 1025, 4000]), torch.tensor([1024, 2050, 2975, 0])
-    factor = Factor(seed=address(seed), offset=offset, stream=2, noise=kind)
-    out = segments(host, x, factor, 1, starts, lengths)
+    factor = bodies.Factor(seed=address(seed), offset=offset, stream=2, noise=kind)
+    out = segments(x, factor, 1, starts, lengths)
     assert torch.equal(out.squeeze(1), reference.segment_dot_noise(x, seed, starts, lengths, offset, 2, kind))

@@ -10,21 +10,52 @@ enum class Noise : int32_t { kGaussian, kRademacher };  // the integers of zoeng
 
 constexpr int kMaxStates = 2;
 
+// What is done to the noise of every term, or to elements: the integers of zoengine/ops/schema.py.
+enum class Transform : int32_t { kNone, kScale, kMask, kDiag };
+enum class Rule : int32_t { kSign, kAdam, kAmsgrad, kAdamu, kHizoo, kAdamReplay };
+
 // out = keep x + sum_k coeffs[k] z(seeds[k]) + sum_j coeffs[terms + j] states[j], in that order, rounded once; x == out
 // is in place. Seeds, coefficients, keep and rounding_seed are device pointers: a CUDA graph sees new values at replay.
 struct AddNoise {
   const void* x;
   void* out;
   const int64_t* seeds;
+  const int64_t* streams;  // one per seed
   const float* coeffs;
   const float* states[kMaxStates];
   const float* keep;             // null: x as it is
   const int64_t* rounding_seed;  // null: round to nearest
   int64_t count;
   uint64_t offset;  // arena index of element 0
-  uint32_t stream;
+  uint32_t stream;  // of noise_fill
   int32_t terms;
   int32_t state_count;
+};
+
+// One pass over weights and states with K noise terms that does more than add them (fused.cuh says what). Every pointer
+// is a device pointer; those an op does not use are null.
+struct Fused {
+  const void* x;
+  void* out;  // x itself: in place
+  float* states[3];
+  const float* added[kMaxStates];  // added to the weights as they are
+  const int64_t* seeds;
+  const int64_t* streams;
+  const float* coeffs;
+  const float* numbers;            // of a rule; of a fold the K + 2 coefficients of the weights
+  const float* keep;               // factor on x; null: none
+  const float* state_keep;         // factor on a folded state; null: none
+  const int64_t* rounding_seed;    // null: round to nearest
+  const float* scale;              // a factor on the noise for each tile of the arena
+  const uint8_t* bits;             // elements whose bit is 0 are copied; bit `first` belongs to element 0
+  const float* diag;               // the noise is divided by its root
+  const int32_t* valid;            // elements of each tile that count for `squares`
+  double* squares;                 // sum of squares of each tile of the new state; null: not wanted
+  int64_t count;
+  int64_t first;
+  uint64_t offset;  // arena index of element 0
+  int32_t terms;
+  Noise noise;
 };
 
 // The segments x[starts[s] .. starts[s] + lengths[s]); the tables are device pointers and never read on the host.

@@ -87,6 +87,11 @@ void for_ranges(AddNoise p, const Run& run) {
   }
 }
 
+template <class C>
+ZO_HD uint32_t stream_of(const AddNoise& p, int k) {
+  return C::kFill ? p.stream : static_cast<uint32_t>(p.streams[k]);
+}
+
 // What stays the same for all units of a thread.
 template <class C>
 struct Shared {
@@ -97,7 +102,7 @@ struct Shared {
   ZO_HD Shared(const AddNoise& p, const Range<C>& range) {
     ZO_UNROLL
     for (int k = 0; k < C::kTerms; ++k) {
-      noise[k] = schedule(static_cast<uint64_t>(p.seeds[k]), range.block_high, p.stream);
+      noise[k] = schedule(static_cast<uint64_t>(p.seeds[k]), range.block_high, stream_of<C>(p, k));
       hold(noise[k]);
       coeff[k] = C::kFill ? 1.0f : p.coeffs[k];
     }
@@ -217,7 +222,7 @@ ZO_HD void whole_rows(const AddNoise& p, const Range<C>& range, const Shared<C>&
         }
       }
       for (int k = 0; k < p.terms; ++k) {
-        Schedule s = schedule(static_cast<uint64_t>(p.seeds[k]), range.block_high, p.stream);
+        Schedule s = schedule(static_cast<uint64_t>(p.seeds[k]), range.block_high, stream_of<C>(p, k));
         if constexpr (C::kGaussian) {
           add_term<C>(acc, s, nullptr, p.coeffs[k], row, lane + j0);
         } else {
@@ -270,7 +275,7 @@ ZO_HD void four_elements(const AddNoise& p, int64_t n) {
   }
   Place at = place<kLog2Parts>(index);
   for (int k = 0; k < p.terms; ++k) {
-    Words words = philox(static_cast<uint64_t>(p.seeds[k]), at.block, p.stream);
+    Words words = philox(static_cast<uint64_t>(p.seeds[k]), at.block, stream_of<C>(p, k));
     float coefficient = C::kFill ? 1.0f : p.coeffs[k];
     if constexpr (C::kGaussian) {
       float z[4];

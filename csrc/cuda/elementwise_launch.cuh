@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "elementwise.cuh"
-#include "launch.h"
+#include "grid.cuh"
 
 namespace zo::cuda {
 
@@ -36,19 +36,9 @@ __global__ void __launch_bounds__(kBlock, kResident<C>) elementwise(AddNoise p, 
 }
 
 template <class C>
-cudaError_t resident_blocks(int& blocks) {
-  int device, processors, each;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, elementwise<C>, kBlock, 0);
-  blocks = processors * each;
-  return error;
-}
-
-template <class C>
 cudaError_t launch(const AddNoise& args, cudaStream_t stream) {
   int resident;
-  cudaError_t error = resident_blocks<C>(resident);
+  cudaError_t error = resident_blocks(elementwise<C>, kBlock, resident);
   for_ranges<C>(args, [&](const AddNoise& part, const Range<C>& range) {
     if (error != cudaSuccess) return;
     uint32_t whole = ((range.whole_end - range.whole_first) * C::kThreads + kBlock - 1) / kBlock;

@@ -15,6 +15,22 @@ cudaError_t launch_add_noise(const AddNoise& args, Type type, Noise noise, cudaS
 // args.x, coeffs, states, keep and rounding_seed are not read; args.terms is 1.
 cudaError_t launch_noise_fill(const AddNoise& args, Type type, Noise noise, cudaStream_t stream);
 
+// args.states are not written and may be null; out may be x.
+cudaError_t launch_add_transformed(const Fused& args, Type type, Transform transform, cudaStream_t stream);
+
+// args.x null: the state alone, `type` is not looked at. args.squares: sums of squares of the tiles, for launch_tile_sum.
+cudaError_t launch_state_fold(const Fused& args, Type type, cudaStream_t stream);
+cudaError_t launch_rule_step(const Fused& args, Type type, Rule rule, cudaStream_t stream);
+
+// Bit n of `bits` (little-endian in bytes, unused ones 0): |x[n]| <= thresholds[n / 1024].
+cudaError_t launch_mask_below(uint8_t* bits, const void* x, Type type, const float* thresholds, int64_t count,
+                              cudaStream_t stream);
+
+// out[0]: the lane sum of `count` tile sums; `lanes`: kTileSumLanes doubles of scratch memory.
+cudaError_t launch_tile_sum(const double* tiles, int64_t count, double* lanes, double* out, cudaStream_t stream);
+
+constexpr int64_t kTileSumLanes = 256;
+
 // Doubles of scratch memory that the functions below need.
 int64_t stats_workspace(int64_t segments);
 int64_t dot_workspace(int64_t segments);

@@ -1,78 +1,66 @@
 // The CUDA half of zoengine_C: unpacks tensors and starts the kernels on the current stream of the tensors' device.
 // The schemas stand in zoengine/ops/schema.py; arguments are checked there. Nothing here reads device memory.
-
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <optional>
-#include <vector>
-
-#include "launch.h"
+// Elementwise ops; those over segments and matrices are in ops_segments.cpp and ops_matrices.cpp.
+#include "tensors.h"
 
 namespace zo::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Type type_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Type::kFloat32;
-    case ScalarType::BFloat16:
-      return Type::kBFloat16;
-    case ScalarType::Half:
-      return Type::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "zoengine: tensors must be float32, bfloat16 or float16");
-  }
+// What the fused ops have in common.
+Fused fused_terms(const Tensor& seeds, const Tensor& streams, const Tensor& coeffs, const std::optional<Tensor>& keep,
+                  const std::optional<Tensor>& sr_seed, int64_t count, int64_t offset, int64_t noise) {
+  Fused args{};
+  args.seeds = seeds.const_data_ptr<int64_t>();
+  args.streams = streams.const_data_ptr<int64_t>();
+  args.coeffs = coeffs.const_data_ptr<float>();
+  args.keep = pointer<float>(keep);
+  args.rounding_seed = pointer<int64_t>(sr_seed);
+  args.count = count;
+  args.offset = static_cast<uint64_t>(offset);
+  args.terms = static_cast<int32_t>(seeds.numel());
+  args.noise = static_cast<Noise>(noise);
+  return args;
 }
 
-// Makes a tensor's device the current one for a scope; `stream` is torch's current stream there.
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
-    void* current = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
-    stream = static_cast<cudaStream_t>(current);
-  }
-  cudaStream_t stream;
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-};
-
-void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& coeffs, const std::vector<Tensor>& states,
-                   const std::optional<Tensor>& keep, const std::optional<Tensor>& sr_seed, int64_t offset,
-                   int64_t stream, int64_t noise, const Tensor& out) {
+void add_noise_out(const Tensor& x, const Tensor& seeds, const Tensor& streams, const Tensor& coeffs,
+                   const std::vector<Tensor>& states, const std::optional<Tensor>& keep,
+                   const std::optional<Tensor>& sr_seed, int64_t offset, int64_t noise, int64_t transform,
+                   const std::optional<Tensor>& operand, const Tensor& out) {
   STD_TORCH_CHECK(states.size() <= kMaxStates, "zoengine: at most ", kMaxStates, " states, got ", states.size());
+  OnDevice device(x);
+  const Transform kind = static_cast<Transform>(transform);
+  if (kind != Transform::kNone) {
+    Fused args = fused_terms(seeds, streams, coeffs, keep, sr_seed, x.numel(), offset, noise);
+    args.x = x.const_data_ptr();
+    args.out = out.mutable_data_ptr();
+    for (size_t j = 0; j < states.size(); ++j) args.added[j] = states[j].const_data_ptr<float>();
+    if (kind == Transform::kScale) args.scale = operand->const_data_ptr<float>();
+    if (kind == Transform::kMask) args.bits = operand->const_data_ptr<uint8_t>();
+    if (kind == Transform::kDiag) args.diag = operand->const_data_ptr<float>();
+    STD_CUDA_CHECK(launch_add_transformed(args, type_of(x), kind, device.stream));
+    return;
+  }
   AddNoise args{};
   args.x = x.const_data_ptr();
   args.out = out.mutable_data_ptr();
   args.seeds = seeds.const_data_ptr<int64_t>();
+  args.streams = streams.const_data_ptr<int64_t>();
   args.coeffs = coeffs.const_data_ptr<float>();
   for (size_t j = 0; j < states.size(); ++j) args.states[j] = states[j].const_data_ptr<float>();
-  args.keep = keep ? keep->const_data_ptr<float>() : nullptr;
-  args.rounding_seed = sr_seed ? sr_seed->const_data_ptr<int64_t>() : nullptr;
+  args.keep = pointer<float>(keep);
+  args.rounding_seed = pointer<int64_t>(sr_seed);
   args.count = x.numel();
   args.offset = static_cast<uint64_t>(offset);
-  args.stream = static_cast<uint32_t>(stream);
   args.terms = static_cast<int32_t>(seeds.numel());
   args.state_count = static_cast<int32_t>(states.size());
-  OnDevice device(x);
   STD_CUDA_CHECK(launch_add_noise(args, type_of(x), static_cast<Noise>(noise), device.stream));
 }
 
-void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& coeffs, const std::vector<Tensor>& states,
-                const std::optional<Tensor>& keep, const std::optional<Tensor>& sr_seed, int64_t offset,
-                int64_t stream, int64_t noise) {
-  add_noise_out(x, seeds, coeffs, states, keep, sr_seed, offset, stream, noise, x);
+void add_noise_(const Tensor& x, const Tensor& seeds, const Tensor& streams, const Tensor& coeffs,
+                const std::vector<Tensor>& states, const std::optional<Tensor>& keep,
+                const std::optional<Tensor>& sr_seed, int64_t offset, int64_t noise, int64_t transform,
+                const std::optional<Tensor>& operand) {
+  add_noise_out(x, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand, x);
 }
 
 void noise_fill_(const Tensor& out, const Tensor& seed, int64_t offset, int64_t stream, int64_t noise) {
@@ -87,49 +75,51 @@ void noise_fill_(const Tensor& out, const Tensor& seed, int64_t offset, int64_t 
   STD_CUDA_CHECK(launch_noise_fill(args, type_of(out), static_cast<Noise>(noise), device.stream));
 }
 
-Tensor new_doubles(std::vector<int64_t> sizes, const Tensor& like) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, ScalarType::Double);
+Tensor state_fold_(const Tensor& state, const std::optional<Tensor>& x, const Tensor& seeds, const Tensor& streams,
+                   const Tensor& coeffs, const std::optional<Tensor>& keep, const std::optional<Tensor>& x_coeffs,
+                   const std::optional<Tensor>& x_keep, const std::optional<Tensor>& sr_seed,
+                   const std::optional<Tensor>& valid, int64_t offset, int64_t noise) {
+  OnDevice device(state);
+  Fused args = fused_terms(seeds, streams, coeffs, x_keep, sr_seed, state.numel(), offset, noise);
+  args.states[0] = state.mutable_data_ptr<float>();
+  args.state_keep = pointer<float>(keep);
+  if (x) {
+    args.x = x->const_data_ptr();
+    args.out = x->mutable_data_ptr();
+    args.numbers = pointer<float>(x_coeffs);
+  }
+  const Type type = x ? type_of(*x) : Type::kFloat32;
+  Tensor squares = new_doubles({valid ? 1 : 0}, state);
+  if (!valid) {
+    STD_CUDA_CHECK(launch_state_fold(args, type, device.stream));
+    return squares;
+  }
+  const int64_t tiles = valid->numel();
+  Tensor workspace = new_doubles({tiles + kTileSumLanes}, state);  // freed on the stream that used it
+  args.valid = valid->const_data_ptr<int32_t>();
+  args.squares = workspace.mutable_data_ptr<double>();
+  STD_CUDA_CHECK(launch_state_fold(args, type, device.stream));
+  STD_CUDA_CHECK(launch_tile_sum(args.squares, tiles, args.squares + tiles, squares.mutable_data_ptr<double>(),
+                                 device.stream));
+  return squares;
 }
 
-Segments segments_of(const Tensor& x, const Tensor& starts, const Tensor& lengths) {
-  return {x.const_data_ptr(), starts.const_data_ptr<int64_t>(), lengths.const_data_ptr<int64_t>(), starts.numel()};
-}
-
-Tensor segment_stats(const Tensor& x, const Tensor& starts, const Tensor& lengths) {
+void rule_step_(const Tensor& x, const std::vector<Tensor>& states, const Tensor& seeds, const Tensor& streams,
+                const Tensor& coeffs, const Tensor& scalars, const std::optional<Tensor>& keep,
+                const std::optional<Tensor>& sr_seed, int64_t offset, int64_t noise, int64_t rule) {
   OnDevice device(x);
-  Segments segments = segments_of(x, starts, lengths);
-  Tensor result = new_doubles({segments.count, 4}, x);
-  Tensor workspace = new_doubles({stats_workspace(segments.count)}, x);  // freed on the stream that used it
-  STD_CUDA_CHECK(launch_segment_stats(segments, type_of(x), workspace.mutable_data_ptr<double>(),
-                                      result.mutable_data_ptr<double>(), device.stream));
-  return result;
+  Fused args = fused_terms(seeds, streams, coeffs, keep, sr_seed, x.numel(), offset, noise);
+  args.x = x.const_data_ptr();
+  args.out = x.mutable_data_ptr();
+  for (size_t j = 0; j < states.size(); ++j) args.states[j] = states[j].mutable_data_ptr<float>();
+  args.numbers = scalars.const_data_ptr<float>();
+  STD_CUDA_CHECK(launch_rule_step(args, type_of(x), static_cast<Rule>(rule), device.stream));
 }
 
-Tensor segment_dots(const Tensor& x, const Tensor& starts, const Tensor& lengths, const Factor& factor) {
+void mask_below_(const Tensor& bits, const Tensor& x, const Tensor& thresholds) {
   OnDevice device(x);
-  Segments segments = segments_of(x, starts, lengths);
-  Tensor result = new_doubles({segments.count}, x);
-  Tensor workspace = new_doubles({dot_workspace(segments.count)}, x);
-  STD_CUDA_CHECK(launch_segment_dot(segments, type_of(x), factor, workspace.mutable_data_ptr<double>(),
-                                    result.mutable_data_ptr<double>(), device.stream));
-  return result;
-}
-
-Tensor segment_dot(const Tensor& x, const Tensor& y, const Tensor& starts, const Tensor& lengths) {
-  Factor factor{};
-  factor.y = y.const_data_ptr();
-  factor.y_type = type_of(y);
-  return segment_dots(x, starts, lengths, factor);
-}
-
-Tensor segment_dot_noise(const Tensor& x, const Tensor& seed, const Tensor& starts, const Tensor& lengths,
-                         int64_t offset, int64_t stream, int64_t noise) {
-  Factor factor{};
-  factor.seed = seed.const_data_ptr<int64_t>();
-  factor.offset = static_cast<uint64_t>(offset);
-  factor.stream = static_cast<uint32_t>(stream);
-  factor.noise = static_cast<Noise>(noise);
-  return segment_dots(x, starts, lengths, factor);
+  STD_CUDA_CHECK(launch_mask_below(bits.mutable_data_ptr<uint8_t>(), x.const_data_ptr(), type_of(x),
+                                   thresholds.const_data_ptr<float>(), x.numel(), device.stream));
 }
 
 }  // namespace
@@ -138,9 +128,9 @@ STABLE_TORCH_LIBRARY_IMPL(zoengine_C, CUDA, m) {
   m.impl("add_noise_", TORCH_BOX(&add_noise_));
   m.impl("add_noise_out", TORCH_BOX(&add_noise_out));
   m.impl("noise_fill_", TORCH_BOX(&noise_fill_));
-  m.impl("segment_stats", TORCH_BOX(&segment_stats));
-  m.impl("segment_dot", TORCH_BOX(&segment_dot));
-  m.impl("segment_dot_noise", TORCH_BOX(&segment_dot_noise));
+  m.impl("state_fold_", TORCH_BOX(&state_fold_));
+  m.impl("rule_step_", TORCH_BOX(&rule_step_));
+  m.impl("mask_below_", TORCH_BOX(&mask_below_));
 }
 
 }  // namespace zo::cuda

@@ -85,6 +85,31 @@ __global__ void __launch_bounds__(table::LANES) trees(const double* workspace, d
   if (lane == 0) value.store(out + int64_t{blockIdx.x} * Result::kDoubles);
 }
 
+constexpr int kGroup = 8;                          // lanes of tiles that a block of tile_lanes has: 64 bytes of a row
+constexpr int kDeep = table::LANES * table::LANES;  // tiles that one step of it takes of all lanes, 256 a lane
+
+// Lane l adds the tiles l, l + 256, ... in order. All threads bring tiles from memory, a row of lanes each time, and one
+// thread a lane adds them up.
+__global__ void __launch_bounds__(table::LANES) tile_lanes(const double* tiles, int64_t count, double* lanes) {
+  __shared__ double brought[table::LANES][kGroup + 1];
+  const int column = threadIdx.x % kGroup, row = threadIdx.x / kGroup, lane = blockIdx.x * kGroup + column;
+  double sum = 0.0;
+  for (int64_t first = 0; first < count; first += kDeep) {
+#pragma unroll
+    for (int r = row; r < static_cast<int>(table::LANES); r += table::LANES / kGroup) {
+      int64_t tile = first + r * static_cast<int64_t>(table::LANES) + lane;
+      brought[r][column] = tile < count ? tiles[tile] : 0.0;
+    }
+    __syncthreads();
+    if (threadIdx.x < kGroup) {
+#pragma unroll 16
+      for (int r = 0; r < static_cast<int>(table::LANES); ++r) sum = add64(sum, brought[r][column]);
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x < kGroup) lanes[lane] = sum;
+}
+
 template <class Source>
 cudaError_t launch(const Segments& args, const Factor& factor, double* workspace, double* out, cudaStream_t stream) {
   if (args.count == 0) return cudaSuccess;
@@ -115,6 +140,14 @@ cudaError_t dot(const Segments& args, const Factor& factor, double* workspace, d
 }
 
 }  // namespace
+
+cudaError_t launch_tile_sum(const double* tiles, int64_t count, double* lanes, double* out, cudaStream_t stream) {
+  tile_lanes<<<table::LANES / kGroup, table::LANES, 0, stream>>>(tiles, count, lanes);
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  trees<Dot><<<1, table::LANES, 0, stream>>>(lanes, out);
+  return cudaGetLastError();
+}
 
 int64_t stats_workspace(int64_t segments) { return segments * table::LANES * Stats::kDoubles; }
 int64_t dot_workspace(int64_t segments) { return segments * table::LANES * Dot::kDoubles; }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "arithmetic.cuh"
 #include "memory.cuh"
 
 namespace zo::cuda {
@@ -14,44 +15,6 @@ constexpr int kTileRows = 4;
 constexpr int kTile = kTileRows * table::LANES;
 constexpr int kWarp = 32;
 constexpr int kThreadLanes = table::LANES / kWarp;
-
-ZO_HD double add64(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-
-// a b + c; the product of two fp32 numbers is exact in fp64, so this is one rounding with or without fma.
-ZO_HD double fma64(double a, double b, double c) {
-#if defined(__CUDA_ARCH__)
-  return __fma_rn(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// Smaller and larger number; NaN if either is.
-ZO_HD float min_nan(float a, float b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float least;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(least) : "f"(a), "f"(b));
-  return least;
-#else
-  return a < b || a != a ? a : b;
-#endif
-}
-
-ZO_HD float max_nan(float a, float b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float most;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
-  return most;
-#else
-  return a > b || a != a ? a : b;
-#endif
-}
 
 // The upper three levels of the tree: lanes 128, 64 and 32 apart.
 ZO_HD double thread_tree(const double (&lane)[kThreadLanes]) {
