@@ -93,6 +93,57 @@ def test_the_config_written_repeats_the_networks_bit_for_bit(finished, tmp_path)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
+@pytest.fixture
+def training(tiny_run, finished, tmp_path):
+    """A run's configuration that uses the networks, on other sentences than they were learnt on."""
+    (tmp_path / "other.tsv").write_text("text\tlabel\n" + "it was a long film\t0\na fine film\t1\n" * 5)
+    path = tmp_path / "run.yaml"
+    data = {name: str(tmp_path / "other.tsv") for name in ("train", "eval", "test")}
+    method = {"name": "zo-finetuner", "lr": 1e-2, "zoft_file": str(finished[0] / "networks.safetensors")}
+    run = {**tiny_run["run"], "output_dir": str(tmp_path / "run"), "steps": 4, "save_every": 2}
+    path.write_text(yaml.safe_dump({**tiny_run, "data": data, "method": method, "run": run}))
+    return path
+
+
+def test_the_networks_serve_another_task_and_a_derived_checkpoint(training, tmp_path, values):
+    result = call("train", training)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["forward_passes"] for row in rows if row["kind"] == "step"] == [3, 5, 7, 9]
+    plain = call("train", training, "method.zoft_file=''", f"run.output_dir={tmp_path / 'plain'}")
+    assert plain.exit_code == 0, plain.output
+    learned, mezo = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "plain"))
+    assert any(not torch.equal(learned[name], mezo[name]) for name in learned), "the networks had a say"
+    derived = tmp_path / "run" / "model"
+    result = call("train", training, f"model.path={derived}", f"run.output_dir={tmp_path / 'derived'}")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_run_with_networks_resumes_bit_for_bit(training, tmp_path):
+    assert call("train", training).exit_code == 0
+    halves = f"run.output_dir={tmp_path / 'halves'}"
+    assert call("train", training, halves, "run.steps=2").exit_code == 0
+    (tmp_path / "halves" / "result.json").unlink()
+    result = call("train", training, halves, "--resume")
+    assert result.exit_code == 0, result.output
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "halves"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tuning.kind=lora", ["for a model or tuning with other blocks", "lora_A", "meta-train"]),
+        ("method.zoft_file=none.safetensors", ["there is no file none.safetensors"]),
+    ],
+)
+def test_networks_that_do_not_fit_are_one_clear_line(training, override, words):
+    result = call("train", training, override)
+    assert result.exit_code == 2, result.output
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("zoengine: ") and all(word in line for word in words), line
+
+
 def test_lora_is_meta_trained_too(path, tmp_path):
     result = call("meta-train", path, "tuning.kind=lora", "tuning.lora_r=2", "run.steps=2")
     assert result.exit_code == 0, result.output

@@ -235,20 +235,21 @@ def test_a_stiff_block_is_perturbed_less_and_the_loss_falls_further(for_quadrati
         model = Quadratic(seed=1)
         optimizer = methods.create(name, model, lr=lr, mode="shadow", **fields)
         try:
-            while optimizer.forward_passes < 1600:
+            while optimizer.forward_passes < 2000:
                 optimizer.step(model)
         except FloatingPointError:
             return math.inf, optimizer
         return model().item(), optimizer
 
-    rates = [5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]
-    mezo = min(final("mezo", lr)[0] for lr in rates)
-    learned, optimizer = min((final("zo-finetuner", lr, zoft_file=for_quadratics) for lr in rates), key=lambda f: f[0])
+    tried = [final("mezo", lr)[0] for lr in (2.5e-5, 5e-5, 1e-4, 4e-4)]
+    mezo = min(tried)
+    assert mezo < min(tried[0], tried[-1]), "its best rate lies between those tried"
+    learned, optimizer = min(
+        (final("zo-finetuner", lr, zoft_file=for_quadratics) for lr in (4e-4, 8e-4, 1.6e-3)), key=lambda found: found[0]
+    )
     strengths = dict(zip([s.name for s in optimizer.arena.segments], factors(optimizer), strict=True))
     assert strengths["stiff"] < 0.6 < 1.1 < strengths["soft"]
-    assert learned < 0.7 * mezo
-    untrained = min(final("zo-finetuner", lr)[0] for lr in rates)
-    assert untrained == pytest.approx(mezo, rel=0.1)
+    assert learned < 0.4 * mezo
 
 
 def test_networks_for_another_model_are_refused(file):

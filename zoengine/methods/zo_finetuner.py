@@ -72,9 +72,7 @@ class ZOFinetuner(ZOOptimizer):
         for name in ("zoft_reading", "feed_normalised"):
             learnt, used = networks.about.get(name), str(getattr(self.fields, name))
             if learnt is not None and learnt != used:
-                logger.warning(
-                    "%s: the networks were trained with %s=%s and are used with %s", file, name, learnt, used
-                )
+                logger.warning("%s: networks trained with %s=%s are used with %s", file, name, learnt, used)
         self.networks = networks.to(device).requires_grad_(False)
         self._statistics = pertnn.Statistics(self.arena)
         self.states["sigma"] = [torch.ones(len(blocks), device=device)]
