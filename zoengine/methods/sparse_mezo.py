@@ -60,6 +60,9 @@ class SparseMeZO(MeZO):
             self._states.tensors["mask"] = transform.bits
         return transform
 
+    def _restored(self) -> None:
+        self.transform.place_thresholds()
+
     def run(self, step: Step) -> Run:
         interval = self.fields.mask_interval
         if interval and step.number % interval == 0:

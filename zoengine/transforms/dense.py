@@ -94,7 +94,12 @@ class Dense:
         """One span of a fold; with ``theta``, also theta <- keep theta + sum(terms) in the same pass.
 
         Terms of theta that are the folded state mean its new values if ``fold_first``, else the old ones.
+
+        Raises:
+            ValueError: the directions are not z itself, and the pass would fold z.
         """
+        if self.operand(span):
+            raise ValueError(f"{type(self).__name__} cannot fold directions into a state; methods that fold are dense")
         noises, own = split(fold.terms)
         moves, old = split(terms)
         merged_noises = list({(t.seed, t.stream): None for t in [*noises, *moves]})
@@ -184,13 +189,22 @@ class Masked(Dense):
         super().__init__(arena, noise, states)
         self.thresholds = thresholds
         self._segment = [_segment_of_tile(arena, b) for b in range(len(arena.buffers))]
+        self._tiles: list[Tensor] = []
         self._bits = [torch.zeros(b.numel() // 8, dtype=torch.uint8, device=b.device) for b in arena.buffers]
+        self.place_thresholds()
         self.refresh()
+
+    def place_thresholds(self) -> None:
+        """Take over what ``thresholds`` holds now."""
+        self._tiles = [
+            self.thresholds.to(buffer.device)[segment]
+            for buffer, segment in zip(self.arena.buffers, self._segment, strict=True)
+        ]
 
     def refresh(self) -> None:
         """Take the mask from theta as it is."""
-        for buffer, segment, bits in zip(self.arena.buffers, self._segment, self._bits, strict=True):
-            ops.mask_below(buffer, self.thresholds.to(buffer.device)[segment], out=bits)
+        for buffer, tiles, bits in zip(self.arena.buffers, self._tiles, self._bits, strict=True):
+            ops.mask_below(buffer, tiles, out=bits)
 
     @property
     def bits(self) -> list[Tensor]:

@@ -46,12 +46,15 @@ class LowRank(Structured):
         self.rank = rank
         self._tables: dict[Span, ops.Matrices] = {}
         self._indices: dict[Span, Tensor] = {}
+        self._places: dict[tuple[Span, int], tuple[Tensor, Tensor]] = {}  # of packed factors, by span and side
         for part in self.parts:
             if part.segments:
                 device = arena.buffers[part.span.buffer].device
                 starts = [s.start - part.span.start for s in part.segments]
                 self._tables[part.span] = ops.Matrices.for_lowrank(starts, part.shapes, rank, device)
                 self._indices[part.span] = torch.tensor([s.index for s in part.segments], device=device)
+                for side in (0, 1):
+                    self._places[part.span, side] = _packing([shape[side] * rank for shape in part.shapes], device)
         self.right: dict[Span, Tensor] = {
             span: torch.zeros(table.sizes[1], device=table.table.device) for span, table in self._tables.items()
         }
@@ -104,8 +107,7 @@ class LowRank(Structured):
         """Packed factors of noise; element [i, k] of a matrix stands at its segment's index + i r + k."""
         table = self._tables[part.span]
         packed = torch.empty(table.sizes[side], device=table.table.device)
-        lengths = torch.tensor([shape[side] * self.rank for shape in part.shapes])
-        starts = lengths.cumsum(0) - lengths
+        starts, lengths = self._places[part.span, side]
         indices = self._indices[part.span]
         return ops.segment_noise_fill_(packed, seed, starts, lengths, indices, stream=stream, noise=noise)
 
@@ -164,6 +166,11 @@ class Subspace(LowRank):
     ) -> None:
         super().__init__(arena, noise, states, rank, shape_of)
         self._u = {span: torch.zeros(table.sizes[0], device=table.table.device) for span, table in self._tables.items()}
+        self._cores = {
+            part.span: _packing([rank * rank] * len(part.segments), self._tables[part.span].table.device)
+            for part in self.parts
+            if part.segments
+        }
         states.tensors[names[0]] = list(self._u.values())
         states.tensors[names[1]] = list(self.right.values())
 
@@ -172,9 +179,8 @@ class Subspace(LowRank):
         r, table = self.rank, self._tables[part.span]
         count = len(part.segments)
         core = torch.empty(count * r * r, device=table.table.device)
-        lengths = torch.full((count,), r * r)
         ops.segment_noise_fill_(
-            core, term.seed, torch.arange(count) * r * r, lengths, self._indices[part.span], stream=STREAM_DIRECTION,
+            core, term.seed, *self._cores[part.span], self._indices[part.span], stream=STREAM_DIRECTION,
             noise=self.noise,
         )  # fmt: skip
         packed = torch.empty(table.sizes[0], device=table.table.device)
@@ -217,6 +223,12 @@ def is_adapter(name: str) -> bool:
 
 def _fitting(shape: tuple[int, int] | None, rank: int) -> tuple[int, int] | None:
     return shape if shape is not None and rank <= min(shape) else None
+
+
+def _packing(sizes: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each of several packed pieces starts, and its length."""
+    lengths = torch.tensor(sizes)
+    return (lengths.cumsum(0) - lengths).to(device), lengths.to(device)
 
 
 def _check_rank(arena: Arena, rank: int, shape_of: Callable[[Segment], tuple[int, int] | None]) -> None:
