@@ -205,7 +205,7 @@ def test_replay_with_the_wrong_number_of_losses_changes_nothing(name, mode):
     problem = Problem()
     optimizer = problem.optimizer(name, mode=mode)
     before = problem.weights()
-    for losses in ([1.0], [1.0, 2.0, 3.0]):
+    for losses in ([], [1.0] * 50):
         with pytest.raises(ValueError, match="losses"):
             optimizer.replay(losses)
         assert optimizer.step_number == 0
