@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from zoengine import config, methods  # noqa: E402
 from zoengine.cli.app import app  # noqa: E402
 from zoengine.compare import table  # noqa: E402
 from zoengine.compare.cells import Cell, Job  # noqa: E402
-from zoengine.compare.config import check  # noqa: E402
+from zoengine.compare.config import check, load  # noqa: E402
 from zoengine.compare.memory import extra_bytes  # noqa: E402
 from zoengine.compare.run import compare  # noqa: E402
 from zoengine.config import ConfigError  # noqa: E402
@@ -28,7 +29,7 @@ from zoengine.trainer.run import RunError  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHODS = [
-    {"name": "mezo", "lrs": [1e-3, 1e-2]},
+    {"name": "mezo", "lrs": [1e-3, 3e-3, 1e-2]},
     {"name": "mezo", "label": "mezo-4", "lrs": [1e-3], "n_queries": 4},
     {"name": "ft-adamw", "lrs": [1e-2]},
 ]
@@ -60,7 +61,7 @@ def test_every_method_gets_the_same_forward_passes(finished):
     found = records(folder)
     best = next(r["lr"] for r in json.loads((folder / "comparison.json").read_text())["rows"] if r["label"] == "mezo")
     assert set(found) == {
-        "mezo_lr0.001_seed3.json", "mezo_lr0.01_seed3.json", f"mezo_lr{best:g}_seed4.json",
+        "mezo_lr0.001_seed3.json", "mezo_lr0.003_seed3.json", "mezo_lr0.01_seed3.json", f"mezo_lr{best:g}_seed4.json",
         "mezo-4_lr0.001_seed3.json", "mezo-4_lr0.001_seed4.json",
         "ft-adamw_lr0.01_seed3.json", "ft-adamw_lr0.01_seed4.json",
     }  # fmt: skip
@@ -73,7 +74,7 @@ def test_every_method_gets_the_same_forward_passes(finished):
     assert [point["forward_passes"] for point in found["mezo-4_lr0.001_seed3.json"]["curve"]] == [0, 8, 16]
     assert all(r["final"]["n"] == 22 and r["split"] == "test" and r["seconds_per_step"] > 0 for r in found.values())
     printed = lines.strip().splitlines()
-    assert len(printed) == 7 and printed[0].startswith("1/7  mezo  lr 0.001  seed 3  accuracy")
+    assert len(printed) == 8 and printed[0].startswith("1/8  mezo  lr 0.001  seed 3  accuracy")
     assert printed[-1].endswith("00:00 left")
 
 
@@ -96,8 +97,8 @@ def test_the_table_and_the_plot(finished):
     rows = {row["label"]: row for row in result["rows"]}
     assert list(rows) == ["mezo", "mezo-4", "ft-adamw"]
     assert rows["mezo"]["seeds"] == 2 and len(rows["mezo"]["accuracy"]["values"]) == 2
-    assert rows["mezo"]["at_edge"] and "†" in text, "two rates: the better one is at an end"
-    assert not rows["mezo-4"]["at_edge"]
+    assert rows["mezo"]["at_edge"] == (rows["mezo"]["lr"] != 3e-3) == ("†" in text)
+    assert not rows["mezo-4"]["at_edge"] and not rows["ft-adamw"]["at_edge"]
     grid = {cell["lr"]: cell["loss"] for cell in rows["mezo"]["grid"]}
     assert grid[rows["mezo"]["lr"]] == min(grid.values())
     for words in ("18 forward passes", "the test data (22 texts)", "seeds 4", "| (untrained) |", "| ft-adamw | 0.01 |"):
@@ -227,6 +228,24 @@ def test_a_method_that_replaces_parameters_gets_a_fresh_model(tiny_run, tmp_path
     assert "extra" not in dict(job._model.named_parameters())
 
 
+def test_every_method_goes_through_a_comparison(tiny_run, tmp_path):
+    """And leaves the model as it was for the next: the same method gives the same scores at the end as at first."""
+    settings = values(tiny_run, tmp_path, seeds=[3], budget=8, evaluations=1)
+    names = [name for name in methods.available() if not name.startswith("rozo")]  # those train adapters alone
+    settings["methods"] = [{"name": name, "lrs": [1e-3]} for name in names]
+    settings["methods"] += [{"name": "mezo", "label": "again", "lrs": [1e-3]}]
+    for entry in settings["methods"]:
+        entry |= {"lr_full": 1e-3} if entry["name"] == "mezo-svrg" else {}
+        entry |= {"rank": 4} if entry["name"].startswith("subzero") else {}
+    compare(check(settings), stream=io.StringIO())
+    rows = {row["label"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
+    assert list(rows) == [*names, "again"]
+    assert all(row["lr"] is not None and row["split"] == "test" for row in rows.values())
+    over = {label for label, row in rows.items() if row["forward_passes"] > 8}
+    assert over <= {"mezo-svrg", "zo-finetuner"}, "a pass over all data, and one forward more in the first step"
+    assert rows["again"]["loss"] == rows["mezo"]["loss"] and rows["again"]["curve"] == rows["mezo"]["curve"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -271,6 +290,13 @@ def test_a_method_with_a_schedule_of_its_own_knows_the_steps(tiny_run, tmp_path,
     plan = check(settings)
     assert [entry.configs[1.0].method["steps"] for entry in plan.entries] == [9, 4]
     assert [entry.configs[1.0].run.steps for entry in plan.entries] == [9, 9]
+
+
+def test_the_comparison_that_comes_along_has_every_method():
+    plan = load(Path(__file__).parent.parent / "configs" / "compare.yaml")
+    elsewhere = {"zo-finetuner", *(name for name in methods.available() if name.startswith("rozo"))}
+    assert {entry.name for entry in plan.entries} == set(methods.available()) - elsewhere
+    assert len(plan.config.run.seeds) == 3 and all(len(entry.configs) > 1 for entry in plan.entries)
 
 
 def test_choosing_a_learning_rate():

@@ -44,7 +44,7 @@ def row(entry: Entry, records: Sequence[Record], lr: float | None) -> Row:
         "method": entry.name,
         "grid": grid,
         "lr": lr,
-        "at_edge": lr is not None and len(grid) > 1 and lr in (min(entry.configs), max(entry.configs)),
+        "at_edge": lr is not None and len(grid) > 2 and lr in (min(entry.configs), max(entry.configs)),
         "seeds": len(chosen),
         "diverged": len(chosen) - len(done),
         "forwards_per_step": entry.forwards_per_step,
