@@ -47,6 +47,25 @@ class Fused(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Matrices(ctypes.Structure):
+    _fields_ = [("table", _POINTER), ("count", _INT64), ("fields", _INT32), *_fields(_INT64, "blocks widest")]
+
+
+class Kron(ctypes.Structure):
+    _fields_ = [
+        *_fields(_POINTER, "x out a kappa seeds coeffs keep rounding_seed parts totals score"),
+        ("matrices", Matrices), *_fields(_INT64, "first_block block_count columns"), ("offset", _UINT64),
+        *_fields(_INT32, "terms noise capacity"),
+    ]  # fmt: skip
+
+
+class LowRank(ctypes.Structure):
+    _fields_ = [
+        *_fields(_POINTER, "x out left right coeff keep rounding_seed"), ("matrices", Matrices), ("offset", _UINT64),
+        ("rank", _INT32),
+    ]  # fmt: skip
+
+
 class Segments(ctypes.Structure):
     _fields_ = [*_fields(_POINTER, "x starts lengths"), ("count", _INT64)]
 

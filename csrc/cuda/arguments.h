@@ -58,6 +58,51 @@ struct Fused {
   Noise noise;
 };
 
+// Matrices in a flat tensor: the table of zoengine/ops/schema.py, `fields` (5 or 6) int64 for each.
+struct Matrices {
+  const int64_t* table;
+  int64_t count;
+  int32_t fields;
+  int64_t blocks;  // of 64 rows, of all matrices together
+  int64_t widest;  // most columns of any
+};
+
+// Rows x = keep x + sum_k coeffs[k] (u_k - kappa (a . u_k) a) of matrices, and what they add to the score of a.
+struct Kron {
+  const void* x;  // null: the score alone
+  void* out;
+  const float* a;
+  const float* kappa;
+  const int64_t* seeds;
+  const float* coeffs;
+  const float* keep;             // null: x as it is
+  const int64_t* rounding_seed;  // null: round to nearest
+  float* parts;                  // (blocks of this launch, widest): each block's share of the score; null: not wanted
+  double* totals;                // one for each element of a: the score up to the blocks of this launch
+  float* score;
+  Matrices matrices;
+  int64_t first_block, block_count;  // of this launch
+  int64_t columns;                   // elements of a
+  uint64_t offset;                   // arena index of x[0]
+  int32_t terms;
+  Noise noise;
+  int32_t capacity;  // floats of shared memory for noise
+};
+
+// x = keep x + coeff left right' for matrices.
+struct LowRank {
+  const void* x;
+  void* out;
+  const float* left;
+  const float* right;
+  const float* coeff;
+  const float* keep;             // null: x as it is
+  const int64_t* rounding_seed;  // null: round to nearest
+  Matrices matrices;
+  uint64_t offset;
+  int32_t rank;
+};
+
 // The segments x[starts[s] .. starts[s] + lengths[s]); the tables are device pointers and never read on the host.
 struct Segments {
   const void* x;

@@ -26,6 +26,13 @@ cudaError_t launch_rule_step(const Fused& args, Type type, Rule rule, cudaStream
 cudaError_t launch_mask_below(uint8_t* bits, const void* x, Type type, const float* thresholds, int64_t count,
                               cudaStream_t stream);
 
+// args.block_count rows of args.parts are there if there is a score; how many blocks a launch takes then:
+int64_t kron_score_blocks(int64_t blocks, int64_t widest);
+// Does all blocks; first_block and capacity are not looked at. args.x null: the score alone, `type` is not looked at.
+cudaError_t launch_kron(const Kron& args, Type type, cudaStream_t stream);
+
+cudaError_t launch_lowrank_add(const LowRank& args, Type type, cudaStream_t stream);
+
 // out[0]: the lane sum of `count` tile sums; `lanes`: kTileSumLanes doubles of scratch memory.
 cudaError_t launch_tile_sum(const double* tiles, int64_t count, double* lanes, double* out, cudaStream_t stream);
 
