@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 from triton_bits import BF16, DEVICE, F16, F32, GPU, INTERPRETED, SEEDS, draw, int64, run_in_the_interpreter, same
 
-from zoengine import kernels
+from zoengine import kernels, ops
 from zoengine.noise import table
 from zoengine.ops import reference
 from zoengine.ops.schema import RULES
@@ -102,3 +102,27 @@ class TestKernels:
         scalars = torch.tensor([0.9, 1.0, 0.25, hessian_first], device=DEVICE)
         check("rule_step_", draw(n), states[:1], seeds, streams, draw(2), scalars, None, None, 0, GAUSSIAN, 4)
         check("rule_step_", draw(n), [], seeds, streams, coeffs * float("nan"), scalars, None, None, 0, GAUSSIAN, 0)
+
+    @pytest.mark.parametrize(
+        "count, dtype, noise, with_score, stochastic",
+        [(1, BF16, GAUSSIAN, False, True), (1, F32, RADEMACHER, True, False), (2, F16, GAUSSIAN, True, True)],
+    )
+    def test_kron_rows(self, count, dtype, noise, with_score, stochastic):
+        """A matrix at multiples of 16 that begins inside a tile, its rows longer than one; and one at odd places."""
+        matrices = ops.Matrices.for_kron([512, 3 * 1024 + 5], [(2, 1040), (2, 13)], DEVICE)
+        a, kappa = draw(matrices.sizes[0], seed=3), draw(2, seed=4)
+        seeds, _, coeffs = terms(count)
+        x, score = draw(3200, dtype=dtype), torch.zeros_like(a) if with_score else None
+        sr_seed = int64(6) if stochastic else None
+        common = (a, kappa, matrices.table, seeds, coeffs, one(0.9), sr_seed, score, 2**33 + 1024, noise)
+        extents = (matrices.blocks, matrices.widest)
+        check("kron_rows_", x, *common, *extents)
+        if with_score and count == 1:
+            check("kron_rows_out", x, *common, *extents, out=torch.full_like(x, float("nan")))
+
+    @pytest.mark.parametrize("count", [0, 1, 2])
+    def test_kron_score(self, count):
+        matrices = ops.Matrices.for_kron([0, 64], [(2, 32), (65 if count == 1 else 1, 16)], DEVICE)
+        seeds, _, coeffs = terms(count)
+        a = draw(matrices.sizes[0])
+        check("kron_score", a, matrices.table, seeds, coeffs, 2048, GAUSSIAN, matrices.blocks, matrices.widest)

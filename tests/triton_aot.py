@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from zoengine.kernels import launch
 from zoengine.kernels.add_noise import add_noise_kernel
+from zoengine.kernels.kron_rows import kron_config, kron_rows_kernel, kron_score_kernel
 from zoengine.kernels.noise_fill import noise_fill_kernel
 from zoengine.kernels.rule_step import rule_step_kernel
 from zoengine.kernels.segments import BLOCK_TILES, DOT, DOT_NOISE, STATS, segment_blocks_kernel, segment_totals_kernel
@@ -47,6 +48,7 @@ class Variant:
     limit: float | None = None
     loop: bool = False  # count the longest loop instead of the whole way through
     registers: int | None = None  # cap
+    warps: int = launch.WARPS
     registers_only: bool = True  # neither shared memory nor accesses of less than 16 bytes
 
     def compile(self, target: GPUTarget):
@@ -61,7 +63,7 @@ class Variant:
             if kind is not None and kind.startswith("*"):
                 attributes[(k,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constexprs=constants, attrs=attributes)
-        options = launch.compile_options(target.backend == "cuda", self.registers)
+        options = launch.compile_options(target.backend == "cuda", self.registers, self.warps)
         return triton.compile(source, target=target, options=options)
 
 
@@ -112,6 +114,20 @@ def rule_step(rule, dtype="bf16", noise=GAUSSIAN, stochastic=False, count=1, **m
     return Variant(rule_step_kernel, types, constants, config.span // THREADS, **more)
 
 
+def kron_rows(
+    dtype="bf16", widest=4096, count=1, noise=GAUSSIAN, rows=True, score=False, stochastic=False, **more
+) -> Variant:
+    """Instructions are those of the loop over the rows, for a row of ``widest`` columns that starts with a tile."""
+    tiles, warps = kron_config(widest, count != 1)
+    types = {name: "*i64" for name in ("table_ptr", "seeds_ptr")} | {name: "*fp32" for name in ("a_ptr", "coeffs_ptr")}
+    types |= {"x_ptr": f"*{dtype}" if rows else None, "out_ptr": None, "sr_seed_ptr": "*i64" if stochastic else None}
+    types |= {name: "*fp32" if rows else None for name in ("kappa_ptr", "keep_ptr")}
+    types |= {"partials_ptr": "*fp32" if score else None, "dots_ptr": "*fp32"}
+    constants = {"COUNT": count, "NOISE": noise, "TILES": tiles}
+    elements = 1024 * (tiles or 1) // (32 * warps)
+    return Variant(kron_rows_kernel, types, constants, elements, warps=warps, registers_only=False, loop=True, **more)
+
+
 def noise_fill(dtype="bf16", noise=GAUSSIAN) -> Variant:
     config = launch.noise_config(noise)
     constants = {"NOISE": noise, "EDGE": False, "TILES": config.tiles, "ROWS": config.rows}
@@ -156,6 +172,8 @@ VARIANTS = {
     "rule_step hizoo bf16": rule_step("hizoo"),
     "rule_step hizoo bf16 loop over K": rule_step("hizoo", count=-1),
     "rule_step adam_replay bf16": rule_step("adam_replay"),
+    "kron_rows bf16": kron_rows(),
+    "kron_rows bf16 score, loop over K": kron_rows(widest=1024, count=-1, score=True),
     "noise_fill bf16": noise_fill(),
     "noise_fill bf16 rademacher": noise_fill(noise=RADEMACHER),
     "segment_stats bf16 blocks": segments(segment_blocks_kernel, STATS),

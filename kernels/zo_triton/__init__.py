@@ -9,6 +9,7 @@ except ImportError as error:
     raise ImportError(f"Triton cannot be imported ({error}); pip install triton") from error
 
 from zoengine.kernels.add_noise import add_noise_, add_noise_out
+from zoengine.kernels.kron_rows import kron_rows_, kron_rows_out, kron_score
 from zoengine.kernels.noise_fill import noise_fill_
 from zoengine.kernels.rule_step import rule_step_
 from zoengine.kernels.segments import segment_dot, segment_dot_noise, segment_stats
@@ -17,6 +18,9 @@ from zoengine.kernels.state_fold import state_fold_
 __all__ = [
     "add_noise_",
     "add_noise_out",
+    "kron_rows_",
+    "kron_rows_out",
+    "kron_score",
     "noise_fill_",
     "rule_step_",
     "segment_dot",

@@ -50,9 +50,9 @@ def noise_config(noise: int, *, stochastic: bool = False, loop: bool = False) ->
     return NoiseConfig(tiles=4, rows=rows, registers=168 if stochastic and loop else None)
 
 
-def compile_options(ptx: bool, registers: int | None = None) -> dict[str, object]:
+def compile_options(ptx: bool, registers: int | None = None, warps: int = WARPS) -> dict[str, object]:
     """Options of a kernel. The bits depend on products and sums not being contracted."""
-    return {"num_warps": WARPS, "enable_fp_fusion": False} | ({"maxnreg": registers} if ptx and registers else {})
+    return {"num_warps": warps, "enable_fp_fusion": False} | ({"maxnreg": registers} if ptx and registers else {})
 
 
 def parts(offset: int, n: int, span: int, *, whole: bool = True) -> list[Part]:

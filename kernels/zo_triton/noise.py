@@ -263,6 +263,17 @@ def tile_noise(seed, tile, stream, zero, NOISE: tl.constexpr, PTX: tl.constexpr)
 
 
 @triton.jit
+def tile_rounding_words(seed, tile, zero, PTX: tl.constexpr):
+    """Two words of random bits for the tile of 1024 numbered by the int64 scalar; row r takes half r & 1 of r >> 1."""
+    large = tile >> 1  # tile of 2048
+    lane = zero + tl.arange(0, LANES)[None, :].to(tl.uint32)
+    low, high = (large << 8).to(tl.uint32) + lane, (large >> 24).to(tl.uint32)
+    w0, w1, w2, w3 = philox(seed, low, high, word(_STREAM_ROUNDING), PTX)
+    odd = (tile & 1) != 0
+    return tl.where(odd, w2, w0), tl.where(odd, w3, w1)
+
+
+@triton.jit
 def noise_at(seed, index, stream, NOISE: tl.constexpr, PTX: tl.constexpr):
     """Noise of any arena indices (int64 tensor), one Philox call each: for ranges that start inside a tile."""
     row = index >> 8
