@@ -226,7 +226,8 @@ void add_noise_span(const AddNoise& args, const Span& span, uint32_t* words) {
         const char* next = reinterpret_cast<const char*>((x ? x : out) + tile_place + kTile);
         for (int64_t k = 0; k < args.term_count; ++k) {
           const int stride = kGaussian && k == 0 ? kTile / 256 * static_cast<int>(sizeof(T)) : 0;
-          Philox::run(words + k * kWordsPerTile, args.terms[k].key, noise_tile * 256, args.terms[k].stream, next, stride);
+          const cpu::Term& term = args.terms[k];
+          Philox::run(words + k * kWordsPerTile, term.key, noise_tile * 256, term.stream, next, stride);
         }
         in_buffer = noise_tile;
       }

@@ -1,5 +1,5 @@
-// lowrank_add over rows of one matrix. The products of a few rows are taken panel by panel, so that a panel of the right
-// factor is read from the nearest cache, and wait in scratch; then x is read and written once, row by row.
+// lowrank_add over rows of one matrix. The products of a few rows are taken panel by panel, so that a panel of the
+// right factor is read from the nearest cache, and wait in scratch; then x is read and written once, row by row.
 #pragma once
 
 #include "windows.h"

@@ -67,6 +67,14 @@ struct InOrder {
   }
 };
 
+// body(machine, i) for whole vectors of a row, then for what is left.
+template <class V, class Body>
+ZO_HD void along(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + V::kLanes <= count; i += V::kLanes) body(V{}, i);
+  for (; i < count; ++i) body(Scalar{}, i);
+}
+
 // Bits at .. at + n - 1 of a little-endian string of bits; n divides at.
 template <int n>
 ZO_HD uint32_t bits_at(const uint8_t* bits, int at) {

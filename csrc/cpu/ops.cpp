@@ -1,5 +1,5 @@
-// add_noise_, add_noise_out, noise_fill_ and segment_noise_fill_ on the CPU. The schemas stand in zoengine/ops/schema.py; arguments are
-// checked in zoengine/ops.
+// add_noise_, add_noise_out, noise_fill_ and segment_noise_fill_ on the CPU. The schemas stand in
+// zoengine/ops/schema.py; arguments are checked in zoengine/ops.
 
 #include <memory>
 #include <optional>

@@ -1,6 +1,6 @@
-// Sums and counts over segments on the CPU. Sums are taken in the order of `ordered_sum` in zoengine/ops/reference: tiles
-// of 1024 values are summed in parallel, then each segment's tile sums in one go, so that no result depends on the number
-// of threads.
+// Sums and counts over segments on the CPU. Sums are taken in the order of `ordered_sum` in zoengine/ops/reference:
+// tiles of 1024 values are summed in parallel, then each segment's tile sums in one go, so that no result depends on the
+// number of threads.
 
 #include <algorithm>
 #include <limits>

@@ -42,10 +42,10 @@ ZO_HD void fold_tile(const StateFold& args, const float* z, float* state, T* x, 
 // The sum of squares of the first `valid` values of a tile.
 template <class V>
 ZO_HD double squares_of(const float* state, int valid) {
-  if (valid >= kTile) return dot_tile<V>(state, state);
+  if (valid >= kTile) return square_tile<V>(state);
   alignas(64) float counted[kTile];
   for (int i = 0; i < kTile; ++i) counted[i] = i < valid ? state[i] : 0.0f;
-  return dot_tile<V>(counted, counted);
+  return square_tile<V>(counted);
 }
 
 template <class V, class T>

@@ -1,4 +1,4 @@
-// Sums over one tile in fp64, in the order that every backend keeps.
+// Sums over one tile, most of them in fp64, in the order that every backend keeps.
 #pragma once
 
 #include "api.h"
@@ -13,19 +13,10 @@ using cpu::Stats;
 template <class V, class T>
 void to_float(const void* values, float* out, int64_t count) {
   const T* p = static_cast<const T*>(values);
-  int64_t i = 0;
-  if constexpr (Memory<V, T>::kHalves == 1) {
-    for (; i + V::kLanes <= count; i += V::kLanes) {
-      typename V::F a[1];
-      Memory<V, T>::load(p + i, a);
-      V::store(out + i, a[0]);
-    }
-  }
-  for (; i < count; ++i) {
-    float a[1];
-    Memory<Scalar, T>::load(p + i, a);
-    out[i] = a[0];
-  }
+  along<V>(count, [&](auto machine, int64_t i) {
+    using M = decltype(machine);
+    M::store(out + i, InOrder<M, T>::load(p + i));
+  });
 }
 
 // The sum of 256 lanes by a halving tree.
@@ -44,6 +35,21 @@ double dot_tile(const float* x, const float* y) {
   for (int i = 0; i < 256; ++i) {
     double sum = static_cast<double>(x[i]) * y[i];
     for (int row = 256; row < kTile; row += 256) sum += static_cast<double>(x[i + row]) * y[i + row];
+    lanes[i] = sum;
+  }
+  return tree_sum(lanes);
+}
+
+// The sum of squares.
+template <class V>
+double square_tile(const float* x) {
+  alignas(64) double lanes[256];
+  for (int i = 0; i < 256; ++i) {
+    double sum = 0;
+    for (int row = 0; row < kTile; row += 256) {
+      const double value = x[i + row];
+      sum += value * value;
+    }
     lanes[i] = sum;
   }
   return tree_sum(lanes);

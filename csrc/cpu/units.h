@@ -35,7 +35,9 @@ struct Range {
   uint64_t offset;
 
   uint64_t first_unit() const { return offset / kUnit; }
-  uint64_t last_unit() const { return count ? (offset + static_cast<uint64_t>(count) + kUnit - 1) / kUnit : first_unit(); }
+  uint64_t last_unit() const {
+    return count ? (offset + static_cast<uint64_t>(count) + kUnit - 1) / kUnit : first_unit();
+  }
 };
 
 // Where the operands of some units start.

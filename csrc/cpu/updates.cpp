@@ -92,7 +92,8 @@ void mask_below_(const Tensor& bits, const Tensor& x, const Tensor& thresholds) 
   torch::stable::parallel_for(0, thresholds.numel(), 2 * kUnitsPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t count = std::min<int64_t>(x.numel() - tile * kTile, kTile);
-      kernels().mask_below[dtype](values + tile * kTile * size_of(dtype), count, threshold[tile], to + tile * kTile / 8);
+      const char* from = values + tile * kTile * size_of(dtype);
+      kernels().mask_below[dtype](from, count, threshold[tile], to + tile * kTile / 8);
     }
   });
 }

@@ -68,14 +68,6 @@ class Window {
   uint64_t first_ = 0, last_ = 0;  // tiles
 };
 
-// body(machine, i) for whole vectors of a row, then for what is left.
-template <class V, class Body>
-ZO_HD void along(int64_t count, const Body& body) {
-  int64_t i = 0;
-  for (; i + V::kLanes <= count; i += V::kLanes) body(V{}, i);
-  for (; i < count; ++i) body(Scalar{}, i);
-}
-
 // Store one vector, with the rounding bits at `random` unless that is null.
 template <class M, class T>
 ZO_HD void store_at(T* out, typename M::F value, const float* random) {
