@@ -13,12 +13,13 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from zoengine.directions import Call, State, Step
 from zoengine.evaluation import Closure
 from zoengine.methods import spsa
-from zoengine.methods.base import Params, Run, ZOOptimizer
+from zoengine.methods.base import Run, ZOOptimizer
 from zoengine.methods.fields import Fields, require
 from zoengine.rozo import TrustRegion, adam_
 from zoengine.rozo.adapters import Adapters
@@ -100,7 +101,7 @@ class RoZO(ZOOptimizer):
       ``kl``, a function returning the KL divergence between the model's outputs in the last two calls of the closure.
       Their answers stand among ``last_losses``, so a replay follows the same path.
     * ``step_interval``: that many steps are taken in one tangent space, in its coordinates, before they are retracted
-      together and the next tangent space is taken. (The paper speaks of reusing a "subspace matrix V", of which RoZO
+      together, and the next tangent space is taken. (The paper speaks of reusing a "subspace matrix V", of which RoZO
       has none.) Weight decay acts on Y's singular values, when it is retracted.
 
     Start. B = 0, LoRA's usual start, is a singular point: of B dA + dB A only dB A is left. A and B are therefore drawn
@@ -117,12 +118,6 @@ class RoZO(ZOOptimizer):
     name = "rozo"
     Fields = RoZOFields
 
-    def __init__(self, params: Params, **fields: Any) -> None:
-        super().__init__(params, **fields)
-        own = self.fields
-        self._adapters = Adapters(self.arena, offset=own.rozo_offset, retracts=own.rozo_retract == "svd")
-        self._trained = self._adapters.start(Step(own.seed, 0).seed())
-
     @classmethod
     def forwards_per_step(cls, fields: Fields) -> int:
         """Forward passes over a whole batch; with ``tr_mode=halves`` each is made of two over half of it."""
@@ -137,9 +132,14 @@ class RoZO(ZOOptimizer):
         return super().make_transform()
 
     def new_memory(self) -> dict[str, Any]:
-        window = {"keeps": [1.0] * len(self.param_groups), "moved": [0.0] * len(self.param_groups)}
         region = TrustRegion.start(self.fields.zo_eps, self.fields.tr_window)
-        return {"trust_region": region.to_dict(), "window": window}
+        return {"trust_region": region.to_dict(), **self._new_window()}
+
+    def start(self) -> None:
+        own = self.fields
+        retracts = own.rozo_retract == "svd"
+        self._adapters = Adapters(self.arena, self.states, offset=own.rozo_offset, retracts=retracts)
+        self._trained = self._adapters.start(Step(own.seed, 0).seed())
 
     def step(self, closure: Closure) -> float:  # type: ignore[override]
         return super().step(closure if closure is None else self._asking(closure))
@@ -157,23 +157,27 @@ class RoZO(ZOOptimizer):
         self.memory["trust_region"] = region.to_dict()
         return estimate.loss
 
-    def _average(self, gradient: list[Tensor]) -> list[Tensor]:
-        """What the step goes along, in coordinates (dB, dA); not to be written to."""
+    def _average(self, gradient: str) -> str:
+        """The state that holds what the step goes along, made from the one that holds the estimate."""
         return gradient
 
+    def _new_window(self) -> dict[str, Any]:
+        """Since the last retraction, by parameter group: the product of 1 - lr weight_decay, and whether lr was > 0."""
+        groups = len(self.param_groups)
+        return {"window_keeps": [1.0] * groups, "window_moved": [0.0] * groups}
+
     def _prepare(self, step: Step) -> None:
-        own, base = self.fields, self.states.get("base")
+        own = self.fields
         if own.rozo_sampling == "orthonormal" or own.rozo_retract == "svd":
-            if base is None:
+            if own.step_interval == 1:
                 self._adapters.stand()
             elif step.number % own.step_interval == 0:
-                for kept, theta in zip(base, self.arena.buffers, strict=True):
-                    kept.copy_(theta)
-                self._adapters.stand(base)
+                torch._foreach_copy_(self.states["base"], self.arena.buffers)
+                self._adapters.stand("base")
             elif not self._adapters.stands:  # after loading a state
-                self._adapters.stand(base)
+                self._adapters.stand("base")
         for k, name in enumerate(self._directions):
-            self._adapters.draw(self.states[name], step.seed(k), own.noise, own.rozo_sampling == "orthonormal")
+            self._adapters.draw(name, step.seed(k), own.noise, own.rozo_sampling == "orthonormal")
 
     def _measure(self, step: Step) -> Generator[Any, Any, tuple[spsa.Estimate, TrustRegion]]:
         """The estimate, and the trust region of the next step."""
@@ -181,11 +185,11 @@ class RoZO(ZOOptimizer):
         fields = dataclasses.replace(own, zo_eps=region.eps)
         terms = [[State(name, 1.0)] for name in self._directions]
 
-        def asking() -> tuple[Generator, list]:
+        def ask() -> tuple[Generator, list]:
             estimate = spsa.estimate(step, fields, terms)
             return estimate, next(estimate)
 
-        estimate, points = asking()
+        estimate, points = ask()
         if own.tr_mode == "none":
             return _answered(estimate, (yield points)), region
         if own.tr_mode == "kl":
@@ -195,43 +199,52 @@ class RoZO(ZOOptimizer):
             return _answered(estimate, losses), region.after_kl(kl, own.tr_window)
         answers = yield [p for p in points for _ in range(2)]
         halves = [answers[::2], answers[1::2]]
-        slopes = [_answered(asking()[0], losses).weights for losses in halves]
+        slopes = [_answered(ask()[0], losses).weights for losses in halves]
         agreeing = sum(a * b > 0 for a, b in zip(*slopes, strict=True)) / len(terms)
         losses = [(a + b) / 2 for a, b in zip(*halves, strict=True)]
         return _answered(estimate, losses), region.after_halves(agreeing, own.tr_window)
 
     def _move(self, step: Step, weights: list[float]) -> None:
         own, region = self.fields, TrustRegion(**self.memory["trust_region"])
-        directions = [self.states[name] for name in self._directions]
-        gradient = [sum(w * d for w, d in zip(weights, parts, strict=True)) for parts in zip(*directions, strict=True)]
-        direction = self._average(gradient)
-        if own.rozo_precond == "adam":
-            moments = zip(direction, gradient, self.states["second_moment"], strict=True)
-            direction = [adam_(d, g, v, step.number + 1, own.beta2, own.adam_eps) for d, g, v in moments]
-        elif own.rozo_precond == "scaled":
-            direction = [d.clone() for d in direction]
-            self._adapters.precondition(direction)
+        scratch, *others = self._directions  # the directions have served: the first takes the estimate, then the step
+        torch._foreach_mul_(self.states[scratch], weights[0])
+        for name, weight in zip(others, weights[1:], strict=True):
+            torch._foreach_add_(self.states[scratch], self.states[name], alpha=weight)
+        direction = self._average(scratch)
+        if own.rozo_precond != "none":
+            self._precondition(step, direction, scratch)
+            direction = scratch
         lrs = [float(group["lr"]) * region.lr_factor for group in self.param_groups]
         decays = [float(group["weight_decay"]) for group in self.param_groups]
+        momentum = "momentum" if "momentum" in self.states else None
         if own.rozo_retract == "factor":
             self._adapters.move(direction, lrs, decays)
-        elif own.step_interval == 1:
-            keeps = [1 - lr * decay for lr, decay in zip(lrs, decays, strict=True)]
-            self._adapters.retract(direction, lrs, keeps, self.states.get("momentum"))
-        else:
-            self._move_in_window(step, direction, lrs, decays)
-
-    def _move_in_window(self, step: Step, direction: list[Tensor], lrs: list[float], decays: list[float]) -> None:
-        """A step in the tangent space of the window's base; the last one of a window retracts them all."""
-        window = self.memory["window"]
+            return
+        keeps = [1 - lr * decay for lr, decay in zip(lrs, decays, strict=True)]
+        if own.step_interval == 1:
+            self._adapters.retract(direction, lrs, keeps, momentum)
+            return
+        # within a window: a step in the coordinates of its base; the last one retracts the sum of them
         self._adapters.move(direction, lrs, [0.0] * len(lrs))
-        for k, (lr, decay) in enumerate(zip(lrs, decays, strict=True)):
-            window["keeps"][k] *= 1 - lr * decay
-            window["moved"][k] = 1.0 if lr else window["moved"][k]
-        if (step.number + 1) % self.fields.step_interval == 0:
-            way = [kept - theta for kept, theta in zip(self.states["base"], self.arena.buffers, strict=True)]
-            self._adapters.retract(way, window["moved"], window["keeps"], self.states.get("momentum"))
-            self.memory["window"] = self.new_memory()["window"]
+        memory = self.memory
+        memory["window_keeps"] = [a * b for a, b in zip(memory["window_keeps"], keeps, strict=True)]
+        memory["window_moved"] = [1.0 if lr else moved for lr, moved in zip(lrs, memory["window_moved"], strict=True)]
+        if (step.number + 1) % own.step_interval == 0:
+            for way, base, theta in zip(self.states[scratch], self.states["base"], self.arena.buffers, strict=True):
+                torch.sub(base, theta, out=way)
+            self._adapters.retract(scratch, memory["window_moved"], memory["window_keeps"], momentum)
+            memory.update(self._new_window())
+
+    def _precondition(self, step: Step, direction: str, gradient: str) -> None:
+        """Preconditioned ``direction``, written to ``gradient``."""
+        own = self.fields
+        if own.rozo_precond == "adam":
+            parts = (self.states[name] for name in (direction, gradient, "second_moment"))
+            for d, g, v in zip(*parts, strict=True):
+                g.copy_(adam_(d, g, v, step.number + 1, own.beta2, own.adam_eps))
+        else:
+            torch._foreach_copy_(self.states[gradient], self.states[direction])
+            self._adapters.precondition(gradient)
 
     def _asking(self, closure: Closure) -> Closure:
         """``closure`` as the evaluations of a step call it one after the other, with what the trust region asks."""
@@ -240,11 +253,9 @@ class RoZO(ZOOptimizer):
             return closure
         offered = getattr(closure, mode, None)
         if offered is None:
-            what = (
-                "two closures, the losses of half the batch each" if mode == "halves" else "the divergence's function"
-            )
             raise TypeError(
-                f"tr_mode={mode} needs a closure with an attribute {mode!r}, {what}; or set tr_mode to none"
+                f"tr_mode={mode} needs a closure with an attribute {mode!r}, as {type(self).__name__} describes it; "
+                "offer it, or set tr_mode to none"
             )
         turns = itertools.cycle(offered if mode == "halves" else (closure, closure, offered))
         return lambda: next(turns)()
@@ -275,11 +286,11 @@ class RoZOMomentum(RoZO):
     Fields = RoZOMomentumFields
     state_names = ("momentum",)
 
-    def _average(self, gradient: list[Tensor]) -> list[Tensor]:
+    def _average(self, gradient: str) -> str:
         beta1 = self.fields.beta1
-        for m, g in zip(self.states["momentum"], gradient, strict=True):
-            m.mul_(beta1).add_(g, alpha=1 - beta1)
-        return self.states["momentum"]
+        torch._foreach_mul_(self.states["momentum"], beta1)
+        torch._foreach_add_(self.states["momentum"], self.states[gradient], alpha=1 - beta1)
+        return "momentum"
 
 
 def _answered(estimate: Generator, losses: list[float]) -> spsa.Estimate:

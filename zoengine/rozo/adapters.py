@@ -1,12 +1,12 @@
 """The adapters of a model as points: where they start, directions at them, and steps from them.
 
-All arithmetic is float64 on copies of the factors, rounded once where they are kept. Arrays shaped like the arena's
-buffers hold factor coordinates: dB where B stands, dA where A stands, 0 everywhere else.
+All arithmetic is float64 on copies of the factors, rounded once where they are kept. States shaped like the arena hold
+factor coordinates: dB where B stands, dA where A stands, 0 everywhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,14 +20,13 @@ from zoengine.rozo.precondition import scaled
 
 START_STD = 0.02
 
-Buffers = Sequence[Tensor]
-
 
 class Adapters:
     """The LoRA pairs that make up an arena.
 
     Args:
         arena: fp32 segments, all of them LoRA factors.
+        states: buffers laid out like the arena's, by the names that the methods here take; never replaced.
         offset: whether the second half of each adapter is a constant, see :meth:`start`.
         retracts: whether steps end with :meth:`retract`, which limits the rank.
 
@@ -35,8 +34,9 @@ class Adapters:
         AdapterError: the arena holds something else, or an adapter does not suit.
     """
 
-    def __init__(self, arena: Arena, *, offset: bool, retracts: bool) -> None:
+    def __init__(self, arena: Arena, states: Mapping[str, list[Tensor]], *, offset: bool, retracts: bool) -> None:
         self._arena = arena
+        self._states = states
         self._offset = offset
         self._stacks = stacks(arena.segments, offset, retracts)
         for segment in arena.segments:
@@ -46,6 +46,7 @@ class Adapters:
                     "a base of any dtype: convert them (peft does it by itself with autocast_adapter_dtype=True)"
                 )
         self._theta = self._factors(arena.buffers)
+        self._of_state = {name: self._factors(buffers) for name, buffers in states.items()}
         self._points: list[Point] | None = None
 
     def start(self, seed: int) -> list[str]:
@@ -72,9 +73,9 @@ class Adapters:
                     A[r:] = A[:r]
         return others
 
-    def stand(self, base: Buffers | None = None) -> None:
-        """Take the tangent spaces at the weights, or at ``base``, factors laid out like them."""
-        self._points = [Point.of(*factors.read()) for factors in (self._factors(base) if base else self._theta)]
+    def stand(self, base: str | None = None) -> None:
+        """Take the tangent spaces at the weights, or at the factors in the state ``base``."""
+        self._points = [Point.of(*each.read()) for each in (self._of_state[base] if base else self._theta)]
 
     @property
     def stands(self) -> bool:
@@ -85,61 +86,59 @@ class Adapters:
         """Drop the tangent spaces, for when what they were taken at has been replaced."""
         self._points = None
 
-    def draw(self, out: Buffers, seed: int, noise: str, tangent: bool) -> None:
-        """Write a random direction's (dB, dA) to ``out``: unit noise, or coordinates of an isotropic tangent vector.
+    def draw(self, name: str, seed: int, noise: str, tangent: bool) -> None:
+        """Write a random (dB, dA) to the state ``name``: unit noise, or coordinates of an isotropic tangent vector.
 
         N1 is the direction noise on segment B and N2 that on segment A.
         """
-        self._fill(out, seed, table.STREAM_DIRECTION, noise)
-        factors = self._factors(out)
-        drawn = [each.read() for each in factors]
-        torch._foreach_zero_(list(out))
+        self._fill(self._states[name], seed, table.STREAM_DIRECTION, noise)
+        drawn = [each.read() for each in self._of_state[name]]
+        torch._foreach_zero_(self._states[name])
         if tangent:
             drawn = [p.to_factors(p.sample(*noises)) for p, noises in zip(self._points, drawn, strict=True)]
-        for each, coordinates in zip(factors, drawn, strict=True):
+        for each, coordinates in zip(self._of_state[name], drawn, strict=True):
             each.write(*coordinates)
 
-    def precondition(self, direction: Buffers) -> None:
+    def precondition(self, name: str) -> None:
         """Replace (dB, dA) by (dB (A A')^-1, (B'B)^-1 dA)."""
-        for moves, theta in zip(self._factors(direction), self._theta, strict=True):
+        for moves, theta in zip(self._of_state[name], self._theta, strict=True):
             moves.write(*scaled(*theta.read(), *moves.read()))
 
-    def move(self, direction: Buffers, lrs: Sequence[float], decays: Sequence[float]) -> None:
+    def move(self, name: str, lrs: Sequence[float], decays: Sequence[float]) -> None:
         """B <- k B - lr dB, A <- k A - lr dA with k = (1 - lr decay)^(1/2), so that Y decays by 1 - lr decay.
 
         lrs, decays: one per parameter group. Where lr is 0, no bit changes.
         """
-        for stack, theta, moves in zip(self._stacks, self._theta, self._factors(direction), strict=True):
+        for stack, theta, moves in zip(self._stacks, self._theta, self._of_state[name], strict=True):
             lr = lrs[stack.group]
             if lr:
                 keep = (1 - lr * decays[stack.group]) ** 0.5
                 theta.write(*(keep * x - lr * dx for x, dx in zip(theta.read(), moves.read(), strict=True)))
 
-    def retract(self, moves: Buffers, lrs: Sequence[float], keeps: Sequence[float], carried: Buffers | None) -> None:
+    def retract(self, name: str, lrs: Sequence[float], keeps: Sequence[float], carried: str | None = None) -> None:
         """Replace the weights by the retraction of keep Y - lr (B dA + dB A), Y = B A where the tangent spaces are.
 
         Args:
-            moves: the coordinates (dB, dA).
+            name: state of the coordinates (dB, dA).
             lrs, keeps: one per parameter group. Where lr is 0, no bit changes.
-            carried: coordinates of a tangent vector (a momentum), transported in place.
+            carried: state of a tangent vector's coordinates (a momentum), transported in place.
         """
-        vectors = self._factors(carried) if carried else [None] * len(self._stacks)
-        parts = zip(self._stacks, self._points, self._theta, self._factors(moves), vectors, strict=True)
-        for stack, point, theta, move, vector in parts:
+        for k, (stack, point) in enumerate(zip(self._stacks, self._points, strict=True)):
             lr = lrs[stack.group]
             if not lr:
                 continue
-            new = point.retract(-lr * point.from_factors(*move.read()), keeps[stack.group])
-            theta.write(*new)
-            if vector is not None:
-                there = Point.of(*new)
+            xi = point.from_factors(*self._of_state[name][k].read())
+            new = point.retract(-lr * xi, keeps[stack.group])
+            self._theta[k].write(*new)
+            if carried is not None:
+                vector, there = self._of_state[carried][k], Point.of(*new)
                 vector.write(*there.to_factors(there.transport(point.from_factors(*vector.read()), point)))
 
-    def _factors(self, buffers: Buffers) -> list[Factors]:
+    def _factors(self, buffers: Sequence[Tensor]) -> list[Factors]:
         views = self._arena.views(buffers)
         return [stack.of(views) for stack in self._stacks]
 
-    def _fill(self, buffers: Buffers, seed: int, stream: int, noise: str) -> None:
+    def _fill(self, buffers: Sequence[Tensor], seed: int, stream: int, noise: str) -> None:
         for span in self._arena.spans:
             where = buffers[span.buffer][span.start : span.stop]
             ops.noise_fill_(where, seed, offset=span.index, stream=stream, noise=noise)
