@@ -126,3 +126,40 @@ class TestKernels:
         seeds, _, coeffs = terms(count)
         a = draw(matrices.sizes[0])
         check("kron_score", a, matrices.table, seeds, coeffs, 2048, GAUSSIAN, matrices.blocks, matrices.widest)
+
+    @pytest.mark.parametrize("rank", [1, 3])
+    @pytest.mark.parametrize("dtype, stochastic", [(BF16, True), (F32, False), (F16, True)])
+    def test_lowrank_add(self, rank, dtype, stochastic):
+        matrices = ops.Matrices.for_lowrank([32, 3000, 4001], [(5, 80), (67, 9), (2, 70)], rank, DEVICE)
+        x, (left, right) = draw(4200, dtype=dtype), (draw(size, seed=3) for size in matrices.sizes)
+        common = (left, right, matrices.table, one(0.5), one(0.9), int64(6) if stochastic else None, 2**34 - 100)
+        extents = (rank, matrices.blocks, matrices.widest)
+        check("lowrank_add_", x, *common, *extents)
+        check("lowrank_add_out", x, *common, *extents, out=torch.full_like(x, float("nan")))
+
+    @pytest.mark.parametrize("dtype", [F32, BF16])
+    @pytest.mark.parametrize("noise", [GAUSSIAN, RADEMACHER])
+    def test_segment_noise_fill(self, dtype, noise):
+        starts, lengths = int64(0, 8300, 8200, 9000), int64(8197, 700, 1, 0)
+        indices = int64(4096 - 5, 2**33 + 4096 - 300, 77, 4096)
+        check("segment_noise_fill_", draw(9100, dtype=dtype), int64(-5), starts, lengths, indices, 2, noise)
+        check("segment_noise_fill_", draw(4096), int64(9), int64(0), int64(4096), int64(2**20), 3, noise)
+
+    @pytest.mark.parametrize("dtype", [F32, BF16, F16])
+    def test_segment_histogram(self, dtype):
+        x = draw(9000, dtype=dtype)
+        x[3], x[5] = float("inf"), 0.0
+        magnitude = x.float().abs().view(torch.int32).long()
+        starts, lengths = int64(0, 4100, 0, 4099, 5), int64(4099, 4900, 9000, 1, 0)
+        for digit, shift in ((0, 31), (1, 19), (2, 7)):
+            check("segment_histogram", x, starts, lengths, magnitude[[0, 4101, 3, 4099, 0]] >> shift, digit)
+
+    @pytest.mark.parametrize("n", [0, 5, 4096, 5003])
+    def test_mask_below(self, n):
+        for dtype in (F32, BF16, F16):
+            x = draw(n, dtype=dtype)
+            x[::7] = float("nan")
+            thresholds = draw(-(-n // 1024), seed=1).abs()
+            thresholds[:1] = float("inf")
+            bits = torch.full((-(-n // 8),), 255, dtype=torch.uint8, device=DEVICE)
+            check("mask_below_", bits, x, thresholds)

@@ -274,6 +274,21 @@ def tile_rounding_words(seed, tile, zero, PTX: tl.constexpr):
 
 
 @triton.jit
+def rounding_at(seed, base, delta, PTX: tl.constexpr):
+    """16 bits for stochastic rounding at the arena indices ``base + delta``, one Philox call each.
+
+    ``base`` is an int64 scalar, ``delta`` an int32 tensor of numbers that are not negative.
+    """
+    start = base // (_ROUNDING_PER_CALL * LANES)
+    inside = delta + (base % (_ROUNDING_PER_CALL * LANES)).to(tl.int32)
+    tile = start + (inside // (_ROUNDING_PER_CALL * LANES)).to(tl.int64)
+    low = (tile << 8).to(tl.uint32) + (inside & (LANES - 1)).to(tl.uint32)  # the sum does not carry
+    w0, w1, w2, w3 = philox(seed, low, (tile >> 24).to(tl.uint32), word(_STREAM_ROUNDING), PTX)
+    half = (inside >> 8) & (_ROUNDING_PER_CALL - 1)
+    return (choose(half >> 1, w0, w1, w2, w3) >> ((half & 1) << 4).to(tl.uint32)) & word(0xFFFF)
+
+
+@triton.jit
 def noise_at(seed, index, stream, NOISE: tl.constexpr, PTX: tl.constexpr):
     """Noise of any arena indices (int64 tensor), one Philox call each: for ranges that start inside a tile."""
     row = index >> 8

@@ -116,6 +116,19 @@ def _block(
     return results
 
 
+@triton.jit
+def find_segment(ends_ptr, segments, block):
+    """The first segment whose end, a count of blocks, is beyond ``block``, and the blocks before it."""
+    low = tl.zeros((), tl.int64)
+    high = low + segments
+    while low < high:
+        middle = (low + high) // 2
+        beyond = tl.load(ends_ptr + middle) > block
+        low = tl.where(beyond, low, middle + 1)
+        high = tl.where(beyond, middle, high)
+    return low, tl.load(ends_ptr + low - 1, mask=low > 0, other=0)
+
+
 @triton.jit(do_not_specialize=["offset", "stream", "segments", "capacity"])
 def segment_blocks_kernel(
     partials_ptr,
@@ -136,15 +149,8 @@ def segment_blocks_kernel(
 ):
     """Program p computes block p of all: ``ends_ptr`` holds for each segment the number of blocks up to its end."""
     program = tl.program_id(0).to(tl.int64)
-    low = program * 0
-    high = low + segments
-    while low < high:  # the first segment whose end is beyond this block
-        middle = (low + high) // 2
-        beyond = tl.load(ends_ptr + middle) > program
-        low = tl.where(beyond, low, middle + 1)
-        high = tl.where(beyond, middle, high)
+    low, before = find_segment(ends_ptr, segments, program)
     if low < segments:
-        before = tl.load(ends_ptr + low - 1, mask=low > 0, other=0)
         start, length = tl.load(starts_ptr + low), tl.load(lengths_ptr + low)
         results = _block(
             x_ptr, y_ptr, seed_ptr, start, length, program - before, offset.to(tl.int64), stream.to(tl.uint32),
