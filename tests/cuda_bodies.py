@@ -70,6 +70,17 @@ class Segments(ctypes.Structure):
     _fields_ = [*_fields(_POINTER, "x starts lengths"), ("count", _INT64)]
 
 
+class SegmentFill(ctypes.Structure):
+    _fields_ = [
+        *_fields(_POINTER, "out starts lengths indices seed"), *_fields(_INT64, "count size"), ("stream", _UINT32),
+        ("noise", _INT32),
+    ]  # fmt: skip
+
+
+class Histogram(ctypes.Structure):
+    _fields_ = [("segments", Segments), *_fields(_POINTER, "prefixes counts"), ("size", _INT64), ("digit", _INT32)]
+
+
 class Factor(ctypes.Structure):
     _fields_ = [
         ("y", _POINTER), ("y_type", _INT32), ("seed", _POINTER), ("offset", _UINT64), ("stream", _UINT32),

@@ -133,3 +133,51 @@ def test_segment_dot_noise(values, noise, offset):
     factor = bodies.Factor(seed=address(seed), offset=offset, stream=2, noise=kind)
     out = segments(x, factor, 1, starts, lengths)
     assert torch.equal(out.squeeze(1), reference.segment_dot_noise(x, seed, starts, lengths, offset, 2, kind))
+
+
+@pytest.mark.parametrize("noise", table.NOISES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_segment_noise_fill(dtype, noise):
+    starts, lengths = torch.tensor([3, 5003, 5004, 5004, 9000]), torch.tensor([5000, 1, 0, 3000, 1000])
+    indices = torch.tensor([7, 2**33 + 5, 0, 2**34 - 1500, 2**39 - 500])
+    seed, framed = torch.tensor([-5]), bodies.Framed(torch.full((10003,), 3.0, dtype=dtype), 1)
+    expected = framed.tensor.clone()
+    args = bodies.SegmentFill(
+        *map(address, (framed.tensor, starts, lengths, indices, seed)), 5, 10003, 2, table.NOISES[noise]
+    )
+    reference.segment_noise_fill_(expected, seed, starts, lengths, indices, 2, table.NOISES[noise])
+    bodies.call("zo_segment_fill", args, DTYPES.index(dtype))
+    assert torch.equal(framed.tensor, expected)
+    assert framed.intact()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_segment_histogram(dtype):
+    x = bodies.Framed(torch.randn(5000, generator=torch.Generator().manual_seed(2)).to(dtype), 3).tensor
+    x[:3], x[100:200] = torch.tensor([float("nan"), float("-inf"), -0.0]), 0.25
+    starts, lengths = torch.tensor([0, 1, 90, 4999, 7]), torch.tensor([5000, 3000, 4, 1, 0])
+    prefixes = torch.zeros(5, dtype=torch.int64)
+    for digit, bits_of in enumerate((12, 12, 7)):
+        expected = reference.segment_histogram(x, starts, lengths, prefixes, digit)
+        counts = torch.full_like(expected, -1)
+        args = bodies.Histogram(
+            bodies.Segments(*map(address, (x, starts, lengths)), 5), address(prefixes), address(counts), 5000, digit
+        )
+        bodies.call("zo_segment_histogram", args, DTYPES.index(dtype))
+        assert torch.equal(counts, expected), digit
+        prefixes = prefixes << bits_of | expected.argmax(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mask_below(dtype):
+    for n, shift in [(4096, 0), (3001, 0), (3001, 3), (5, 0)]:
+        x = bodies.Framed(torch.randn(n, generator=torch.Generator().manual_seed(2)).to(dtype), shift).tensor
+        x[: n : max(1, n // 9)] = torch.tensor(float("nan"), dtype=dtype)
+        x[3:n:7] = float("inf")
+        thresholds = torch.tensor([0.5, float("inf"), 1.0, 0.0])[: -(-n // 1024)]
+        expected = torch.zeros(-(-n // 8), dtype=torch.uint8)
+        framed = bodies.Framed(torch.full_like(expected, 255), shift)
+        reference.mask_below_(expected, x, thresholds)
+        bodies.call("zo_mask_below", framed.tensor, x, DTYPES.index(dtype), thresholds, n)
+        assert torch.equal(framed.tensor, expected)
+        assert framed.intact()

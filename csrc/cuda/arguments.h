@@ -9,6 +9,7 @@ enum class Type : int32_t { kFloat32, kBFloat16, kFloat16 };
 enum class Noise : int32_t { kGaussian, kRademacher };  // the integers of zoengine/noise/table.py
 
 constexpr int kMaxStates = 2;
+constexpr int kHistogramBins = 4096;
 
 // What is done to the noise of every term, or to elements: the integers of zoengine/ops/schema.py.
 enum class Transform : int32_t { kNone, kScale, kMask, kDiag };
@@ -109,6 +110,28 @@ struct Segments {
   const int64_t* starts;
   const int64_t* lengths;
   int64_t count;
+};
+
+// out[starts[s] + i] = z at indices[s] + i.
+struct SegmentFill {
+  void* out;
+  const int64_t* starts;
+  const int64_t* lengths;
+  const int64_t* indices;
+  const int64_t* seed;
+  int64_t count;
+  int64_t size;  // elements of out
+  uint32_t stream;
+  Noise noise;
+};
+
+// How many elements of each segment have each value of one digit of |x|, and prefixes[s] as the bits above it.
+struct Histogram {
+  Segments segments;
+  const int64_t* prefixes;
+  int64_t* counts;  // (segments, 4096)
+  int64_t size;     // elements of x
+  int32_t digit;
 };
 
 // What x is multiplied with in a dot product: the values y, or the noise of `seed` if y is null.

@@ -12,6 +12,7 @@
 #include "arithmetic.cuh"
 #include "matrices.cuh"
 #include "memory.cuh"
+#include "tile_noise.cuh"
 
 namespace zo::cuda {
 
@@ -24,36 +25,8 @@ ZO_HD int64_t kron_shared(int32_t terms, int32_t capacity) {
   return kHeldDots * kCrew + 2 * ((kron_dots(terms) + 3) / 4 * 4) + capacity;
 }
 
-// The noise of one term, for a block number's upper half that hardly ever changes.
-struct TermNoise {
-  Schedule schedule;
-  uint64_t seed;
-  uint32_t high;
-
-  ZO_HD TermNoise(uint64_t seed_, uint32_t high_) : seed(seed_), high(high_) { load(); }
-  ZO_HD void load() { schedule = zo::cuda::schedule(seed, high, table::STREAM_DIRECTION); }
-  ZO_HD void need(uint32_t wanted) {
-    if (wanted == high) return;
-    high = wanted;
-    load();
-  }
-  // z of the elements of `lane` in a tile.
-  ZO_HD void tile(Noise noise, uint64_t tile, uint32_t lane, float (&z)[4]) {
-    if (noise == Noise::kGaussian) {
-      need(static_cast<uint32_t>(tile >> 24));
-      gaussian4(philox(schedule, static_cast<uint32_t>(tile << 8) + lane), z);
-    } else {
-      need(static_cast<uint32_t>(tile >> 29));
-      Words words = philox(schedule, static_cast<uint32_t>(tile >> 5 << 8) + lane);
-      uint32_t word = pick(words, tile >> 3 & 3) >> (tile & 7) * 4;
-      ZO_UNROLL
-      for (int i = 0; i < 4; ++i) z[i] = word >> i & 1 ? 1.0f : -1.0f;
-    }
-  }
-};
-
-ZO_HD TermNoise term_noise(const Kron& p, int k, uint64_t index) {
-  return {k < p.terms ? static_cast<uint64_t>(p.seeds[k]) : 0, static_cast<uint32_t>(index >> (p.noise == Noise::kGaussian ? 34 : 39))};
+ZO_HD TileNoise term_noise(const Kron& p, int k, uint64_t index) {
+  return {k < p.terms ? static_cast<uint64_t>(p.seeds[k]) : 0, table::STREAM_DIRECTION, p.noise, index};
 }
 
 // The rows being worked on: they begin at arena index `index`, which is element `start` of x.
@@ -87,7 +60,7 @@ struct KronMemory {
 // Thread `lane` draws term k of all rows, keeps it if there is room, and leaves its share of the dot products as items
 // item, item + 1, ...
 ZO_HD void draw(const Kron& p, const Rows& rows, const KronMemory& m, int k, int item, uint32_t lane) {
-  TermNoise noise = term_noise(p, k, rows.index);
+  TileNoise noise = term_noise(p, k, rows.index);
   float* to = rows.span > 0 ? m.noise + k * rows.span : nullptr;
   float* sums = m.lanes + item * kCrew + lane;
   const int32_t first = -static_cast<int32_t>(rows.index & 1023) + static_cast<int32_t>(lane);
@@ -97,7 +70,7 @@ ZO_HD void draw(const Kron& p, const Rows& rows, const KronMemory& m, int k, int
   for (int32_t n = first; n < rows.total; n += 1024, ++tile) {
     constexpr int kStep = table::LANES;
     float z[4];
-    noise.tile(p.noise, tile, lane, z);
+    noise.tile(tile, lane, z);
     if (n >= end - rows.columns && n + 3 * kStep < end) {
       const float* a = rows.a + (n - (end - rows.columns));
       ZO_UNROLL
@@ -196,7 +169,7 @@ ZO_HD void apply_lanes(const Kron& p, const Rows& rows, const KronMemory& m, uin
   constexpr int kStep = table::LANES;
   const int32_t first = -static_cast<int32_t>(rows.index & 2047) + static_cast<int32_t>(lane);
   const bool stochastic = T::kPerWord == 2 && p.x != nullptr && p.rounding_seed != nullptr;
-  TermNoise noise = term_noise(p, 0, rows.index);  // a single term's stays
+  TileNoise noise = term_noise(p, 0, rows.index);  // a single term's stays
   int32_t row = 0, end = rows.columns;
   for (int32_t n = first; n < rows.total; n += 2048) {
     const uint64_t index = rows.index + static_cast<uint64_t>(static_cast<int64_t>(n));
@@ -229,7 +202,7 @@ ZO_HD void apply_lanes(const Kron& p, const Rows& rows, const KronMemory& m, uin
         float z[4];
         if (rows.span == 0) {
           if (p.terms > 1) noise = term_noise(p, k, index);
-          noise.tile(p.noise, (index >> 10) + half, lane, z);
+          noise.tile((index >> 10) + half, lane, z);
         }
         ZO_UNROLL
         for (int i = 0; i < 4; ++i) {

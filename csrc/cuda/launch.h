@@ -38,6 +38,11 @@ cudaError_t launch_tile_sum(const double* tiles, int64_t count, double* lanes, d
 
 constexpr int64_t kTileSumLanes = 256;
 
+cudaError_t launch_segment_fill(const SegmentFill& args, Type type, cudaStream_t stream);
+
+// args.counts is zeroed first.
+cudaError_t launch_segment_histogram(const Histogram& args, Type type, cudaStream_t stream);
+
 // Doubles of scratch memory that the functions below need.
 int64_t stats_workspace(int64_t segments);
 int64_t dot_workspace(int64_t segments);

@@ -45,12 +45,45 @@ Tensor segment_dot_noise(const Tensor& x, const Tensor& seed, const Tensor& star
   return segment_dots(x, starts, lengths, factor);
 }
 
+Tensor segment_histogram(const Tensor& x, const Tensor& starts, const Tensor& lengths, const Tensor& prefixes,
+                         int64_t digit) {
+  OnDevice device(x);
+  const std::vector<int64_t> sizes{starts.numel(), kHistogramBins};
+  Tensor counts = torch::stable::new_empty(x, {sizes.data(), sizes.size()}, ScalarType::Long);
+  Histogram args{};
+  args.segments = segments_of(x, starts, lengths);
+  args.prefixes = prefixes.const_data_ptr<int64_t>();
+  args.counts = counts.mutable_data_ptr<int64_t>();
+  args.size = x.numel();
+  args.digit = static_cast<int32_t>(digit);
+  STD_CUDA_CHECK(launch_segment_histogram(args, type_of(x), device.stream));
+  return counts;
+}
+
+void segment_noise_fill_(const Tensor& out, const Tensor& seed, const Tensor& starts, const Tensor& lengths,
+                         const Tensor& indices, int64_t stream, int64_t noise) {
+  OnDevice device(out);
+  SegmentFill args{};
+  args.out = out.mutable_data_ptr();
+  args.starts = starts.const_data_ptr<int64_t>();
+  args.lengths = lengths.const_data_ptr<int64_t>();
+  args.indices = indices.const_data_ptr<int64_t>();
+  args.seed = seed.const_data_ptr<int64_t>();
+  args.count = starts.numel();
+  args.size = out.numel();
+  args.stream = static_cast<uint32_t>(stream);
+  args.noise = static_cast<Noise>(noise);
+  STD_CUDA_CHECK(launch_segment_fill(args, type_of(out), device.stream));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(zoengine_C, CUDA, m) {
   m.impl("segment_stats", TORCH_BOX(&segment_stats));
   m.impl("segment_dot", TORCH_BOX(&segment_dot));
   m.impl("segment_dot_noise", TORCH_BOX(&segment_dot_noise));
+  m.impl("segment_histogram", TORCH_BOX(&segment_histogram));
+  m.impl("segment_noise_fill_", TORCH_BOX(&segment_noise_fill_));
 }
 
 }  // namespace zo::cuda
