@@ -329,7 +329,6 @@ def test_no_learning_rate_changes_no_bit(kind, fields):
         ({"step_interval": 5, "mode": "inplace"}, 2e-2),
         ({"rozo_precond": "none", "mode": "inplace"}, 1e-3),
         ({"rozo_precond": "scaled", "rozo_sampling": "factor"}, 1e-3),
-        (PLAIN, 3e-3),
     ],
     ids=str,
 )

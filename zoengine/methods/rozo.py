@@ -217,15 +217,13 @@ class RoZO(ZOOptimizer):
         lrs = [float(group["lr"]) * region.lr_factor for group in self.param_groups]
         decays = [float(group["weight_decay"]) for group in self.param_groups]
         momentum = "momentum" if "momentum" in self.states else None
-        if own.rozo_retract == "factor":
-            self._adapters.move(direction, lrs, decays)
-            return
         keeps = [1 - lr * decay for lr, decay in zip(lrs, decays, strict=True)]
+        if own.rozo_retract == "factor":
+            return self._adapters.move(direction, lrs, keeps)
         if own.step_interval == 1:
-            self._adapters.retract(direction, lrs, keeps, momentum)
-            return
+            return self._adapters.retract(direction, lrs, keeps, momentum)
         # within a window: a step in the coordinates of its base; the last one retracts the sum of them
-        self._adapters.move(direction, lrs, [0.0] * len(lrs))
+        self._adapters.move(direction, lrs, [1.0] * len(lrs))
         memory = self.memory
         memory["window_keeps"] = [a * b for a, b in zip(memory["window_keeps"], keeps, strict=True)]
         memory["window_moved"] = [1.0 if lr else moved for lr, moved in zip(lrs, memory["window_moved"], strict=True)]

@@ -104,15 +104,15 @@ class Adapters:
         for moves, theta in zip(self._of_state[name], self._theta, strict=True):
             moves.write(*scaled(*theta.read(), *moves.read()))
 
-    def move(self, name: str, lrs: Sequence[float], decays: Sequence[float]) -> None:
-        """B <- k B - lr dB, A <- k A - lr dA with k = (1 - lr decay)^(1/2), so that Y decays by 1 - lr decay.
+    def move(self, name: str, lrs: Sequence[float], keeps: Sequence[float]) -> None:
+        """B <- keep^(1/2) B - lr dB and A <- keep^(1/2) A - lr dA, so that Y decays by keep.
 
-        lrs, decays: one per parameter group. Where lr is 0, no bit changes.
+        lrs, keeps: one per parameter group. Where lr is 0, no bit changes.
         """
         for stack, theta, moves in zip(self._stacks, self._theta, self._of_state[name], strict=True):
             lr = lrs[stack.group]
             if lr:
-                keep = (1 - lr * decays[stack.group]) ** 0.5
+                keep = keeps[stack.group] ** 0.5
                 theta.write(*(keep * x - lr * dx for x, dx in zip(theta.read(), moves.read(), strict=True)))
 
     def retract(self, name: str, lrs: Sequence[float], keeps: Sequence[float], carried: str | None = None) -> None:
