@@ -242,7 +242,9 @@ def test_every_method_goes_through_a_comparison(tiny_run, tmp_path):
     assert list(rows) == [*names, "again"]
     assert all(row["lr"] is not None and row["split"] == "test" for row in rows.values())
     over = {label for label, row in rows.items() if row["forward_passes"] > 8}
-    assert over <= {"mezo-svrg", "zo-finetuner"}, "a pass over all data, and one forward more in the first step"
+    assert over <= {"mezo-svrg"}, "by a pass over all data"
+    finetuner = rows["zo-finetuner"]
+    assert (finetuner["steps"], finetuner["forward_passes"]) == (3, 7), "its first step takes one more, so no fourth"
     assert rows["again"]["loss"] == rows["mezo"]["loss"] and rows["again"]["curve"] == rows["mezo"]["curve"]
 
 
