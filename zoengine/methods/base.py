@@ -8,7 +8,6 @@ can be answered by a model, by a log (:meth:`ZOOptimizer.replay`) or by a formul
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -61,7 +60,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         module, groups = _groups(params)
         super().__init__(groups, {name: getattr(self.fields, name) for name in _GROUP_FIELDS})
         for group in self.param_groups:
-            dataclasses.replace(self.fields, **{name: group[name] for name in _GROUP_FIELDS})  # checks the values
+            Fields(**{name: group[name] for name in _GROUP_FIELDS})  # checks the values
         named = [
             list(zip(given["names"], group["params"], strict=True))
             for given, group in zip(groups, self.param_groups, strict=True)

@@ -24,6 +24,7 @@ class CandidateFields(Fields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.gv_m >= 1, self, "gv_m", "at least 1")
         require(
             self.n_queries == 1 and self.two_sided and self.weighting == "mean",
             self, "n_queries", "1, with two_sided=true and weighting=mean: gv_m says how many candidates a step has",
