@@ -95,9 +95,9 @@ def _caption(config: CompareConfig, rows: Sequence[Row], facts: dict[str, Any], 
         f"with seed {run.seeds[0]} was run again with seeds {', '.join(map(str, run.seeds[1:])) or '(none)'}; the "
         f"other rates have one run. Accuracy and loss are on the {split} data ({facts['splits'][split]['n']} texts), "
         "mean ± standard deviation over the seeds, which change data order, new weights and directions.",
-        "Extra memory is what the optimizer holds beside the weights: states, and the copy of shadow mode, in "
-        "percent of the model's weights. A backward pass costs about two forward passes and needs activations, which are in neither column; gradients are in the "
-        "memory.",
+        "Extra memory is what the optimizer holds beside the weights: states, and the copy of shadow mode, in percent "
+        "of the model's weights. A backward pass costs about two forward passes and needs activations, which are in "
+        "neither column; gradients are in the memory.",
         f"Seconds are of {facts['device']}, backend {facts['backend']}.",
     ]
     if any(r["at_edge"] for r in rows):
