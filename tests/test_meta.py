@@ -134,6 +134,16 @@ def test_the_trajectory_is_sgd(reuse):
     assert all(p.grad is None for p in problem.model.parameters())
 
 
+def test_a_parameter_that_a_batch_does_not_reach_stays_where_it_is():
+    problem = Problem()
+    trainer = problem.trainer()
+    trainer.step(lambda: problem() + problem.model.unused.square().sum())
+    before = problem.weights()
+    trainer.step(problem)
+    after = problem.weights()
+    assert torch.equal(before["unused"], after["unused"]) and not torch.equal(before["0.weight"], after["0.weight"])
+
+
 def test_the_change_of_the_loss_is_that_of_the_judged_step():
     problem = Problem()
     trainer = problem.trainer(zo_lr=1e-2)

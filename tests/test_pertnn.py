@@ -192,6 +192,15 @@ def test_files_for_other_blocks_are_refused_by_name(tmp_path):
     assert len(str(error.value)) < 500
 
 
+def test_a_file_is_replaced_in_one_move(tmp_path):
+    """Who has the old file open, or another name for it, keeps the old file."""
+    path, other = pertnn.save(trained(seed=1), tmp_path / "n.safetensors"), tmp_path / "other"
+    before = path.read_bytes()
+    other.hardlink_to(path)
+    pertnn.save(trained(seed=2), path)
+    assert other.read_bytes() == before != path.read_bytes()
+
+
 def rewritten(path, tensors=None, **metadata):
     """The file with other contents."""
     from safetensors import safe_open
