@@ -16,6 +16,7 @@ from zoengine.methods.mezo_adam import MeZOAdam, ZOAdaMM
 from zoengine.methods.mezo_gv import MeZOGreedy, MeZOGV
 from zoengine.methods.mezo_momentum import MeZOMomentum
 from zoengine.methods.mezo_svrg import MeZOSVRG
+from zoengine.methods.rozo import RoZO, RoZOMomentum
 from zoengine.methods.sparse_mezo import SparseMeZO
 from zoengine.methods.subzero import SubZero, SubZeroGreedy, SubZeroGV
 from zoengine.methods.zo_adamu import ZOAdaMU
@@ -39,6 +40,8 @@ __all__ = [
     "MeZOGreedy",
     "MeZOMomentum",
     "MeZOSVRG",
+    "RoZO",
+    "RoZOMomentum",
     "SparseMeZO",
     "SubZero",
     "SubZeroGV",
@@ -57,6 +60,7 @@ _METHODS: dict[str, type[ZOOptimizer | FirstOrder]] = {
     method.name: method
     for method in (
         MeZO, MeZOMomentum, MeZOAdam, ZOAdaMM, ZOAdaMU, ZOSignSGD, MeZOSVRG, LOZO, LOZOM, HiZOO, SubZero, SparseMeZO,
+        RoZO, RoZOMomentum,
         ZOFinetuner, LOREN, ConMeZO, MeZOGV, MeZOGreedy, SubZeroGV, SubZeroGreedy, FTSGD, FTAdamW,
     )
 }  # fmt: skip
