@@ -241,5 +241,5 @@ def test_batches_cover_every_epoch_in_an_order_of_its_own():
 def test_blocks_of_a_kind_stand_together_in_the_plot():
     scales = {f"model.layers.{k}.self_attn.q_proj.weight": 1.0 + k for k in (1, 0, 10)}
     assert plot.by_kind({**scales, "model.norm.weight": 3.0}) == {
-        "self_attn.q_proj.weight": [(0, 1.0), (1, 2.0), (10, 11.0)], "norm.weight": [(0, 3.0)]
+        "self_attn.q_proj.weight": [(0, 1.0), (1, 2.0), (10, 11.0)], "model.norm.weight": [(0, 3.0)]
     }  # fmt: skip
