@@ -34,6 +34,9 @@ def _run(module, out, *arguments):
 def test_conmezo_on_the_quadratic(tmp_path):
     result = _run(conmezo_synthetic, tmp_path / "conmezo.json")
     assert [row["setting"] for row in result["summary"]] == list(conmezo_synthetic.SETTINGS)
+    powers, tuned, _ = result["summary"]
+    assert powers["mezo_lr"] in (1e-3, 1e-4) and powers["mezo_tuned_lr"] == tuned["mezo_lr"]  # 1e-2 diverges
+    assert powers["mezo_tuning_alone"] > tuned["mezo_tuning_alone"] == pytest.approx(1)
     for run in result["runs"]:
         records = result["steps"] // run["every"]
         assert len(run["conmezo"]) == records + 1 <= len(run["mezo"])
@@ -92,4 +95,3 @@ def test_settings_come_from_the_grids():
     assert {tuple(c) for c in conmezo_search.candidates("decade")} == {("lr", "cone_beta", "cone_theta")}
     assert conmezo_synthetic.SETTINGS["paper, powers of ten"].conmezo in conmezo_search.candidates("decade")
     assert conmezo_synthetic.SETTINGS["paper, tuned"].conmezo in conmezo_search.candidates("fine")
-    assert conmezo_synthetic.SETTINGS["published script, tuned"].conmezo in conmezo_search.candidates("fine-code")
