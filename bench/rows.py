@@ -2,7 +2,7 @@
 
 A results file is a JSON array with one row a line. A row is
 
-    part         "kernel", "step", "memory" or "drift"
+    part         "kernel", "update", "step", "memory" or "drift"
     case         its name, unique within part and environment
     options      object: what was measured (op, dtype, noise terms, ...), values of JSON scalars
     measures     object: the numbers, see ``MEASURES``; null where a number has no meaning for the case
@@ -38,6 +38,19 @@ MEASURES: dict[str, dict[str, tuple[type, ...]]] = {
         "gb_per_s": _NUMBER,
         "percent_of_copy": _NUMBER,  # GB/s over that of the copy of the same dtype
         "times_faster": (*_NUMBER, type(None)),  # than options["baseline"]
+    },
+    "update": {
+        "elements": (int,),
+        "rounds": (int,),
+        "seconds": _NUMBER,
+        "seconds_min": _NUMBER,
+        "seconds_max": _NUMBER,
+        "bytes": (int,),  # that the update has to read and write; see bench.update_cases
+        "normals": (int,),  # that it has to draw
+        "today_seconds": _NUMBER,  # of the same in plain torch
+        "percent_of_copy": _NUMBER,  # GB/s over that of the copy of the same dtype
+        "percent_of_floor": _NUMBER,  # the longer of moving the bytes and drawing the normals, over the time taken
+        "times_faster": _NUMBER,  # than plain torch
     },
     "step": {
         "elements": (int,),

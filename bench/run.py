@@ -1,7 +1,8 @@
 """``python -m bench.run``: measure, write rows, print the table.
 
-Parts: kernels (bench.kernels), step (bench.step), memory (bench.memory), drift (bench.drift). Without ``--part`` the
-first three run. On a machine with a GPU kernels, step and memory are measured there; ``--device cpu`` asks for the CPU.
+Parts: kernels (bench.kernels), updates (bench.updates), step (bench.step), memory (bench.memory), drift (bench.drift).
+Without ``--part`` all but the drift run. On a machine with a GPU they are measured there; ``--device cpu`` asks for the
+CPU.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from bench import cases, drift, kernels, memory, rows, step, table
+from bench import cases, drift, kernels, memory, rows, step, table, updates
 from bench.environment import ROOT, describe
 from bench.progress import say
 
-PARTS = ("kernels", "step", "memory", "drift")
+PARTS = ("kernels", "updates", "step", "memory", "drift")
 _SUFFIXES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 
@@ -37,15 +38,17 @@ def size(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n\n")[0])
-    p.add_argument("--part", choices=PARTS, nargs="+", default=["kernels", "step", "memory"])
+    p.add_argument("--part", choices=PARTS, nargs="+", default=["kernels", "updates", "step", "memory"])
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where torch sees one")
     p.add_argument("--dtype", choices=tuple(cases.DTYPES), nargs="+", help="default: all; step: those fast here")
     p.add_argument("--out", type=Path, help="results file; default: bench/results/DEVICE.json")
     p.add_argument("--commit", help="commit to write into the rows, where there is no git checkout")
     p.add_argument("--plot", type=Path, metavar="PNG", help="also draw the kernels as bars of %% of the copy")
-    p.add_argument("--rounds", type=int, help="measurements of each case; default: kernels 3 to 9, step 3")
-    kernel = p.add_argument_group("kernels")
-    kernel.add_argument("--size", type=size, help="elements; default: 64Mi on a CPU, 256Mi on a GPU")
+    p.add_argument("--rounds", type=int, help="measurements of each case; default: kernels 3 to 9, updates 5, step 3")
+    kernel = p.add_argument_group("kernels and updates")
+    kernel.add_argument(
+        "--size", type=size, help="elements; default: 64Mi on a CPU, 256Mi on a GPU; updates 16Mi, 128Mi"
+    )
     kernel.add_argument("--backends", nargs="+", help="default: all that have kernels for the device")
     model = p.add_argument_group("step and memory")
     model.add_argument("--model", choices=tuple(step.MODELS), default="smollm2-135m")
@@ -82,6 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
             device, environment, dtypes=args.dtype or tuple(cases.DTYPES), elements=args.size,
             rounds=args.rounds, backends=args.backends, save=save,
         ),
+        "updates": lambda: updates.measure(
+            device, environment, dtypes=args.dtype, elements=args.size, rounds=args.rounds, backends=args.backends,
+            save=save,
+        ),
         "step": lambda: step.measure(
             device, environment, dtypes=args.dtype, model_name=args.model, batch=args.batch, tokens=args.tokens,
             rounds=args.rounds or step.DEFAULT_ROUNDS, save=save,
@@ -94,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     for part in dict.fromkeys(args.part):
         try:
             done += measure[part]()
-        except (RuntimeError, ImportError) as error:
+        except (RuntimeError, ImportError, ValueError) as error:
             say(f"{part}: {error}")
             return 1
     rows.write(out, done)

@@ -100,6 +100,7 @@ def _method(row: Row) -> str:
 
 _TITLES: dict[str, Callable[[Row], str]] = {
     "kernel": lambda row: f"Kernels, {row['measures']['elements']:,} elements",
+    "update": lambda row: f"Updates in one pass, {row['measures']['elements']:,} elements",
     "step": lambda row: (
         f"Training step of {row['options']['model']}, {row['options']['batch']} x {row['options']['tokens']} tokens, "
         f"{row['measures']['elements']:,} parameters"
@@ -107,7 +108,7 @@ _TITLES: dict[str, Callable[[Row], str]] = {
     "memory": lambda row: f"Memory of training {row['options']['model']}",
     "drift": lambda row: f"Rounding drift at lr = 0, {row['measures']['elements']:,} weights",
 }
-_TEXT = {"kernel": 3, "step": 2, "memory": 2, "drift": 3}  # columns that are text
+_TEXT = {"kernel": 3, "update": 3, "step": 2, "memory": 2, "drift": 3}  # columns that are text
 _PARTS: dict[str, Columns] = {
     "kernel": {
         "kernel": kernel_label,
@@ -118,6 +119,15 @@ _PARTS: dict[str, Columns] = {
         "GB/s": _measure("gb_per_s", ",.1f"),
         "% of copy": _measure("percent_of_copy", ".0f"),
         "times faster than today": _measure("times_faster", ".1f"),
+    },
+    "update": {
+        "update": lambda row: f"`{row['options']['op']}`",
+        "dtype": _option("dtype"),
+        "backend": _option("backend"),
+        "ms": lambda row: f"{1e3 * row['measures']['seconds']:.3g}",
+        "% of copy": _measure("percent_of_copy", ".0f"),
+        "% of the floor": _measure("percent_of_floor", ".0f"),
+        "times faster than plain torch": _measure("times_faster", ".1f"),
     },
     "step": {
         "step": _method,

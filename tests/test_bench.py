@@ -11,7 +11,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is not installed
 
-from bench import baselines, cases, drift, kernels, memory, plot, rows, run, step, table, timing
+from bench import baselines, cases, drift, kernels, memory, plot, rows, run, step, table, timing, update_cases, updates
 from bench.environment import describe
 from zoengine import MeZO, MeZOMomentum, ops
 
@@ -188,6 +188,50 @@ def test_run_writes_valid_rows_and_a_table(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     plot.draw(found, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", update_cases.UPDATES)
+def test_updates_in_plain_torch_do_what_ours_do(monkeypatch, name, dtype):
+    monkeypatch.setattr(update_cases, "SMALL", 0.5)
+
+    def noise(data, k, like=None):
+        z = ops.noise_fill(data.elements, k + 1)
+        return z.to(data.x.dtype if like is None else like.dtype)
+
+    monkeypatch.setattr(update_cases.Data, "normal", noise)
+    update, found = update_cases.UPDATES[name], []
+    for way in (update.ours, update.today):
+        data = update_cases.Data(dtype, 1 << 16, CPU)
+        result = way(data)()
+        found.append([t.float() for t in (data.x, data.m, data.v, data.largest)])
+        if name in ("kron_score", "fold_norm") or (name == "quantile" and isinstance(result, torch.Tensor)):
+            found[-1].append(result.flatten().float())
+        elif name == "quantile":
+            found[-1].append(torch.stack(result).float())
+        elif name == "mask_below":
+            found[-1].append(result.flatten() if result.dtype == torch.bool else _unpacked(result))
+    for ours, today in zip(*found, strict=True):
+        tolerance = 1e-4 if dtype == "fp32" else 3e-2
+        assert torch.allclose(ours.float(), today.float(), rtol=tolerance, atol=tolerance)
+    assert update.bytes("bf16", 1 << 16) <= update.bytes("fp32", 1 << 16)
+
+
+def _unpacked(mask):
+    return (mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8) & 1).flatten().bool()
+
+
+def test_updates_are_measured(tmp_path):
+    found = updates.measure(
+        CPU, ENVIRONMENT, dtypes=["fp32"], elements=1 << 16, rounds=1, backends=[ops.current("cpu")]
+    )
+    assert [row["options"]["op"] for row in found] == list(update_cases.UPDATES)
+    assert all(row["measures"]["percent_of_floor"] > 0 for row in found)
+    adam = next(row["measures"] for row in found if row["options"]["op"] == "adam")
+    assert (adam["bytes"], adam["normals"]) == (24 << 16, 1 << 16)  # x and two states, read and written
+    assert "times faster than plain torch" in table.render(found)
+    with pytest.raises(ValueError, match="64Ki"):
+        updates.measure(CPU, ENVIRONMENT, elements=1000)
 
 
 def test_kernels_need_a_reason_to_measure_the_reference(monkeypatch):

@@ -70,13 +70,15 @@ void padded_unit(const Range<n>& range, uint64_t unit, Body& body) {
   const Copy tiles = cut(range.offset / kTile, (last + kTile - 1) / kTile, 2 * unit, 2 * unit + 2);
 
   Aligned<char> memory(static_cast<int64_t>(n) * kUnit * 4);
-  std::memset(memory.get(), 0, n * kUnit * 4);
+  char* free = memory.get();
   Places<n> places{};
   for (size_t i = 0; i < n; ++i) {
     const Operand& operand = range.operands[i];
     if (!operand.data) continue;
     const Copy& copy = operand.per_tile ? tiles : elements;
-    places[i] = memory.get() + i * kUnit * 4;
+    places[i] = free;
+    free += kUnit * 4;
+    std::memset(places[i], 0, static_cast<size_t>((operand.per_tile ? 2 : kUnit) * operand.bits + 7) / 8);
     copy_bits(static_cast<const char*>(operand.data), copy.first * operand.bits, copy.count * operand.bits, places[i],
               copy.place * operand.bits);
   }
