@@ -27,6 +27,7 @@ from triton.runtime import jit
 
 from zoengine import kernels
 from zoengine.noise import table
+from zoengine.ops.schema import RULES, TRANSFORMS
 
 if sass.tool("nvdisasm") is None:
     pytest.skip("no nvdisasm in Triton's package or on PATH", allow_module_level=True)
@@ -63,15 +64,16 @@ def test_segments_move_16_bytes_at_a_time():
 
 @pytest.mark.parametrize("target", [aot.SM80, aot.SM100], ids=["sm_80", "sm_100"])
 def test_other_nvidia_gpus(target):
-    for variant in (aot.add_noise(), aot.VARIANTS["segment_dot bf16 blocks"]):
+    for name in aot.KERNELS:
+        variant = aot.VARIANTS[name]
         kernel = aot.read(variant.compile(target))
-        assert kernel.stack == 0 and kernel.local_accesses == 0
+        assert kernel.stack == 0 and kernel.local_accesses == 0, name
         if variant.limit is not None:
-            assert kernel.path() / variant.elements <= variant.limit
-            assert kernel.shared_accesses == 0 and kernel.widths("STG") == {128: 4}
+            assert kernel.path() / variant.elements <= variant.limit, name
+            assert kernel.shared_accesses == 0 and min(kernel.widths("STG")) == 128, name
 
 
-@pytest.mark.parametrize("name", ["add_noise bf16", "add_noise fp16 stochastic", "segment_dot bf16 blocks"])
+@pytest.mark.parametrize("name", [*aot.KERNELS, "add_noise fp16 stochastic"])
 def test_amd_gpus(name):
     facts = aot.amd_facts(aot.VARIANTS[name].compile(aot.GFX942))
     assert facts["vgpr_spill_count"] == 0 and facts["sgpr_spill_count"] == 0
@@ -93,14 +95,35 @@ def test_new_values_do_not_recompile(monkeypatch):
 
     for kernel in {variant.kernel for variant in aot.VARIANTS.values()}:
         record(kernel)
+    rules = {number: states for number, states, _ in RULES.values()}
     for n, offset, stream, count in ((2**14, 0, 0, 2), (2**15, 2**40, 1, 16), (2**13, 2**33 + 2**13, 2**32 - 1, 17)):
-        x = torch.zeros(n, dtype=torch.bfloat16)
-        seeds, segments = torch.arange(count), torch.arange(count) * 16
+        x, state, one = torch.zeros(n, dtype=torch.bfloat16), torch.zeros(n), torch.zeros(1)
+        seeds, segments, coeffs = torch.arange(count), torch.arange(count) * 16, torch.zeros(2 * count)
+        tiles, valid = torch.zeros(n // 1024), torch.zeros(n // 1024, dtype=torch.int32)
         for noise in table.NOISES.values():
-            kernels.add_noise_(x, seeds, seeds, torch.zeros(count), [], None, None, offset, noise, 0, None)
+            kernels.add_noise_(x, seeds, seeds, coeffs, [], None, None, offset, noise, TRANSFORMS["scale"], tiles)
             kernels.noise_fill_(x, seeds[:1], offset, stream, noise)
+            kernels.state_fold_(state, x, seeds, seeds, coeffs, one, coeffs, one, None, valid, offset, noise)
+        for rule, states in rules.items():
+            k = 2 if rule == RULES["adamu"][0] else count
+            kernels.rule_step_(
+                x, [state] * states, seeds[:k], seeds, coeffs, coeffs, None, None, offset, table.GAUSSIAN, rule
+            )
         kernels.segment_stats(x, segments, segments)
         kernels.segment_dot(x, x, segments, segments)
         kernels.segment_dot_noise(x, seeds[:1], segments, segments, offset, stream, table.GAUSSIAN)
-    variants = {"add_noise_kernel": 2, "noise_fill_kernel": 2, "segment_blocks_kernel": 3, "segment_totals_kernel": 3}
+        kernels.segment_noise_fill_(x, seeds[:1], segments, segments, segments, stream, table.GAUSSIAN)
+        kernels.segment_histogram(x, segments, segments, segments, 1)
+        kernels.mask_below_(x.view(torch.uint8), x, tiles)
+        matrices = segments.repeat(6, 1).t().contiguous()
+        extents = (count, 300 + count)  # blocks and the most columns
+        arguments = (matrices, seeds, coeffs, one, None, state, offset, table.GAUSSIAN, *extents)
+        kernels.kron_rows_(x, state, state, *arguments)
+        kernels.lowrank_add_(x, state, state, matrices, one, one, None, offset, count, *extents)
+    variants = {
+        "add_noise_kernel": 2, "noise_fill_kernel": 2, "state_fold_kernel": 2, "tile_total_kernel": 1,
+        "rule_step_kernel": len(RULES), "segment_blocks_kernel": 3, "segment_totals_kernel": 3,
+        "segment_noise_fill_kernel": 1, "segment_histogram_kernel": 1, "mask_below_kernel": 1, "kron_rows_kernel": 1,
+        "kron_score_kernel": 1, "lowrank_add_kernel": 1,
+    }  # fmt: skip
     assert {name: len(keys) for name, keys in seen.items()} == variants

@@ -19,8 +19,12 @@ from triton.compiler import ASTSource
 from zoengine.kernels import launch
 from zoengine.kernels.add_noise import add_noise_kernel
 from zoengine.kernels.kron_rows import kron_config, kron_rows_kernel, kron_score_kernel
+from zoengine.kernels.lowrank_add import lowrank_add_kernel, lowrank_config
+from zoengine.kernels.mask_below import mask_below_kernel
 from zoengine.kernels.noise_fill import noise_fill_kernel
 from zoengine.kernels.rule_step import rule_step_kernel
+from zoengine.kernels.segment_histogram import segment_histogram_kernel
+from zoengine.kernels.segment_noise_fill import segment_noise_fill_kernel
 from zoengine.kernels.segments import BLOCK_TILES, DOT, DOT_NOISE, STATS, segment_blocks_kernel, segment_totals_kernel
 from zoengine.kernels.state_fold import state_fold_kernel, tile_total_kernel
 
@@ -54,6 +58,7 @@ class Variant:
     def compile(self, target: GPUTarget):
         """The compiled kernel, as the launchers launch it: pointers and group starts aligned to 16 bytes."""
         constants = self.constants | {"PTX": target.backend == "cuda"}
+        constants = {name: value for name, value in constants.items() if name in self.kernel.arg_names}
         constants |= {name: None for name, kind in self.types.items() if kind is None}
         signature, attributes = {}, {}
         for k, parameter in enumerate(self.kernel.params):
@@ -115,9 +120,9 @@ def rule_step(rule, dtype="bf16", noise=GAUSSIAN, stochastic=False, count=1, **m
 
 
 def kron_rows(
-    dtype="bf16", widest=4096, count=1, noise=GAUSSIAN, rows=True, score=False, stochastic=False, **more
+    dtype="bf16", widest=1024, count=1, noise=GAUSSIAN, rows=True, score=False, stochastic=False, **more
 ) -> Variant:
-    """Instructions are those of the loop over the rows, for a row of ``widest`` columns that starts with a tile."""
+    """Instructions of one row of as many tiles as it can touch, and of the search for its matrix."""
     tiles, warps = kron_config(widest, count != 1)
     types = {name: "*i64" for name in ("table_ptr", "seeds_ptr")} | {name: "*fp32" for name in ("a_ptr", "coeffs_ptr")}
     types |= {"x_ptr": f"*{dtype}" if rows else None, "out_ptr": None, "sr_seed_ptr": "*i64" if stochastic else None}
@@ -125,7 +130,41 @@ def kron_rows(
     types |= {"partials_ptr": "*fp32" if score else None, "dots_ptr": "*fp32"}
     constants = {"COUNT": count, "NOISE": noise, "TILES": tiles}
     elements = 1024 * (tiles or 1) // (32 * warps)
-    return Variant(kron_rows_kernel, types, constants, elements, warps=warps, registers_only=False, loop=True, **more)
+    return Variant(kron_rows_kernel, types, constants, elements, warps=warps, registers_only=False, **more)
+
+
+def kron_score() -> Variant:
+    types = {name: "*fp32" for name in ("score_ptr", "a_ptr", "partials_ptr", "coeffs_ptr")} | {"table_ptr": "*i64"}
+    return Variant(kron_score_kernel, types, {}, 256 // THREADS, loop=True)
+
+
+def lowrank_add(dtype="bf16", stochastic=False) -> Variant:
+    """Instructions an element besides those of the rank: four terms of it, and one that is left over."""
+    types = {name: "*fp32" for name in ("left_ptr", "right_ptr", "coeff_ptr", "keep_ptr")} | {"table_ptr": "*i64"}
+    types |= {"x_ptr": f"*{dtype}", "out_ptr": None, "sr_seed_ptr": "*i64" if stochastic else None}
+    registers, warps = lowrank_config(stochastic)
+    elements = 64 * 64 // (32 * warps)
+    return Variant(lowrank_add_kernel, types, {}, elements, registers=registers, warps=warps, registers_only=False)
+
+
+def mask_below(dtype="bf16") -> Variant:
+    types = {"bits_ptr": "*u8", "x_ptr": f"*{dtype}", "thresholds_ptr": "*fp32"}
+    return Variant(mask_below_kernel, types, {"TILES": 4}, 4096 // THREADS, registers_only=False)
+
+
+def segment_noise_fill(dtype="fp32", noise=GAUSSIAN) -> Variant:
+    config = launch.noise_config(noise)
+    types = {name: "*i64" for name in ("seed_ptr", "starts_ptr", "lengths_ptr", "indices_ptr", "ends_ptr")}
+    types["out_ptr"] = f"*{dtype}"
+    constants = {"NOISE": noise, "TILES": config.tiles, "ROWS": config.rows}
+    return Variant(segment_noise_fill_kernel, types, constants, config.span // THREADS, registers_only=False)
+
+
+def segment_histogram(dtype="bf16") -> Variant:
+    types = {name: "*i64" for name in ("counts_ptr", "starts_ptr", "lengths_ptr", "prefixes_ptr", "ends_ptr")}
+    types["x_ptr"] = f"*{dtype}"
+    constants = {"LOW": 19, "HIGH": 31, "CHUNKS": 4}
+    return Variant(segment_histogram_kernel, types, constants, 4096 // THREADS)
 
 
 def noise_fill(dtype="bf16", noise=GAUSSIAN) -> Variant:
@@ -158,29 +197,33 @@ VARIANTS = {
     "add_noise fp32 rademacher": add_noise("fp32", noise=RADEMACHER, limit=14),
     "add_noise bf16 scale": add_noise(transform="scale"),
     "add_noise bf16 mask": add_noise(transform="mask"),
-    "add_noise fp32 mask": add_noise("fp32", transform="mask"),
     "add_noise bf16 diag": add_noise(transform="diag"),
     "add_noise bf16 edge": add_noise(edge=True, registers_only=False),
     "state_fold fp32": state_fold(fused=False, norm=False, limit=40),
-    "state_fold bf16 fused": state_fold(norm=False),
     "state_fold bf16 fused, norm": state_fold(),
-    "state_fold bf16 fused, norm, stochastic": state_fold(stochastic=True),
     "rule_step sign bf16": rule_step("sign"),
     "rule_step adam bf16": rule_step("adam"),
-    "rule_step amsgrad bf16": rule_step("amsgrad"),
-    "rule_step adamu bf16": rule_step("adamu"),
     "rule_step hizoo bf16": rule_step("hizoo"),
-    "rule_step hizoo bf16 loop over K": rule_step("hizoo", count=-1),
-    "rule_step adam_replay bf16": rule_step("adam_replay"),
     "kron_rows bf16": kron_rows(),
-    "kron_rows bf16 score, loop over K": kron_rows(widest=1024, count=-1, score=True),
+    "kron_rows bf16 score, loop over K": kron_rows(count=-1, score=True),
+    "kron_score": kron_score(),
+    "lowrank_add bf16": lowrank_add(),
+    "mask_below bf16": mask_below(),
+    "segment_noise_fill fp32": segment_noise_fill(),
+    "segment_histogram bf16": segment_histogram(),
     "noise_fill bf16": noise_fill(),
     "noise_fill bf16 rademacher": noise_fill(noise=RADEMACHER),
+    "tile_total": Variant(
+        tile_total_kernel, {"result_ptr": "*fp64", "partials_ptr": "*fp64"}, {}, 2, loop=True, registers_only=False
+    ),
     "segment_stats bf16 blocks": segments(segment_blocks_kernel, STATS),
     "segment_stats bf16 totals": segments(segment_totals_kernel, STATS),
     "segment_dot bf16 blocks": segments(segment_blocks_kernel, DOT),
     "segment_dot_noise bf16 blocks, starting inside a tile": segments(segment_blocks_kernel, DOT_NOISE),
 }
+
+# One of each kernel, to compile for other GPUs.
+KERNELS = tuple({variant.kernel: name for name, variant in reversed(VARIANTS.items())}.values())
 
 
 def read(compiled) -> sass.Kernel:
