@@ -10,6 +10,7 @@ import torch
 
 from zoengine.noise import table
 from zoengine.ops import reference
+from zoengine.ops.schema import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 # The host's own compiler takes part too: it shows that the test itself works.
@@ -47,11 +48,23 @@ def test_another_processor_gives_the_same_bits(command, dtype, noise):
         arguments = (DTYPES.index(dtype), int(noise == table.GAUSSIAN), int(stochastic), FIRST_UNIT, UNITS)
         program = [*command, *map(str, arguments)]
         done = subprocess.run(program, input=x.view(torch.uint8).numpy().tobytes(), capture_output=True, check=True)
-        results = torch.frombuffer(bytearray(done.stdout), dtype=integers).view(2, n)
+        *results, stepped, moved = torch.frombuffer(bytearray(done.stdout), dtype=integers).view(4, n)
+        index = FIRST_UNIT * 2048
         for count, result in zip((1, 2), results, strict=True):
             expected = torch.empty_like(x)
             sr_seed = torch.tensor(7) if stochastic else None
             streams = torch.zeros(count, dtype=torch.int64)
-            terms = (seeds[:count], streams, coeffs[:count], [], None, sr_seed, FIRST_UNIT * 2048, noise, 0, None)
+            terms = (seeds[:count], streams, coeffs[:count], [], None, sr_seed, index, noise, 0, None)
             reference.add_noise_out(x, *terms, out=expected)
             assert torch.equal(result, expected.view(integers))
+
+        expected, scalars = x.clone(), torch.tensor([0.9, 0.1, 0.99, 0.01, 1.5, 1e-3, -0.01])
+        first = (seeds[:1], torch.tensor([0]), torch.tensor([0.5]))
+        states = [torch.full((n,), value) for value in (0.25, 0.125)]
+        reference.rule_step_(expected, states, *first, scalars, None, sr_seed, index, noise, RULES["adam"][0])
+        assert torch.equal(stepped, expected.view(integers))
+
+        expected, a, table_of_one = x.clone(), torch.full((500,), 0.0625), torch.tensor([[0, n // 500, 500, 0, 0]])
+        rest = (torch.tensor([0.5]), table_of_one, seeds, coeffs, None, sr_seed, None, index, noise, 1, 500)
+        reference.kron_rows_(expected, a, *rest)
+        assert torch.equal(moved, expected.view(integers))
