@@ -45,6 +45,10 @@ class ZOFinetuner(ZOOptimizer):
     a sigma common to all blocks, s is exactly 1 and this is MeZO bit for bit. :mod:`zoengine.pertnn` has the networks,
     the readings of sigma, and where the paper leaves a choice open.
 
+    The learning rate has to be looked for anew. A large block that the loss hardly feels, such as an embedding most of
+    whose rows no batch uses, gets a small s, and since sum_i d_i s_i^2 = d the others then get more than 1: with half of
+    the elements in such a block, the best rate is about half of MeZO's.
+
     At first sigma is 1 and both losses are L(theta), which the first step measures: one forward more, that step. Over
     several queries the networks see the means of L+ and L-; where there is no L-, the slope is followed to it.
 
