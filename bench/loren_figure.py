@@ -31,7 +31,7 @@ from zoengine import LOREN, MeZO, ZOOptimizer
 SHAPE = (25, 40)  # 1,000 parameters as the matrix that LOREN needs
 POINT_SEED, RUN_SEED = 7, 1
 EPS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-DRAWS, QUICK_DRAWS = 1000, 60
+DRAWS, QUICK_DRAWS = 1000, 150
 LEARNING_STEPS, LEARNING_RATE = 500, 1e-3
 
 

@@ -52,11 +52,14 @@ def test_errors_of_estimates_reach_their_limits(tmp_path):
     result = _run(loren_figure, tmp_path / "loren.json")
     limits = loren_figure.limits()
     assert len(result["rows"]) == len(loren_figure.FUNCTIONS) * len(loren_figure.ESTIMATORS)
-    for row in result["rows"]:
-        # LOREN's covariance shrinks one direction of forty, so its errors are a little below leave-one-out's.
-        expected = limits.get(row["estimator"], limits["leave-one-out, 4 directions"])
-        assert abs(row["error"] - expected) < 4 * row["standard_error"] + 0.06 * expected, row
-        assert row["standard_error"] < 0.25 * expected and 0 < row["cosine"] < 0.1
+    assert all(0 < row["cosine"] < 0.1 for row in result["rows"])
+    for estimator in loren_figure.ESTIMATORS:  # with a small zo_eps the limits hold whatever the function
+        rows = [row for row in result["rows"] if row["estimator"] == estimator]
+        error = sum(row["error"] for row in rows) / len(rows)
+        deviation = math.sqrt(sum(row["standard_error"] ** 2 for row in rows)) / len(rows)
+        # LOREN's covariance takes most of one direction in forty away: (39/40)^2.
+        expected = limits.get(estimator, 0.95 * limits["leave-one-out, 4 directions"])
+        assert deviation < 0.06 * expected and abs(error - expected) < 3 * deviation, (estimator, error, expected)
 
 
 def test_expectation_is_the_mean_over_many_runs():
