@@ -25,6 +25,7 @@ from zoengine.trainer.full_data import FullLoss
 from zoengine.trainer.optimizer import Method, driven, passes, unwrapped
 from zoengine.trainer.progress import ZOProgressCallback
 from zoengine.trainer.sampler import LengthGroupedSampler
+from zoengine.trainer.task_loss import TaskLoss, mean
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class ZOTrainer(Trainer):
     def _closure(self, model: nn.Module, batches: list[dict[str, Any]], items: Tensor | int | None) -> Closure:
         """The loss over all of ``batches``, at whatever the weights are when it is called."""
         if self.task is not None:
-            return lambda: _mean([self.task.loss_sum(model, batch) for batch in batches])
+            return TaskLoss(self.task, model, batches)
         # By the model or by compute_loss_func, over the whole batch; older releases have no such attribute.
         normalised = getattr(self, "loss_is_scaled_for_ga", None)
         if normalised is None:
@@ -175,7 +176,7 @@ class ZOTrainer(Trainer):
                 losses = [self.compute_loss(model, dict(batch), num_items_in_batch=items) for batch in batches]
             if normalised:
                 return torch.stack(losses).sum()
-            return _mean([(loss * count, count) for loss, count in zip(losses, counts, strict=True)])
+            return mean([(loss * count, count) for loss, count in zip(losses, counts, strict=True)])
 
         return closure
 
@@ -189,8 +190,8 @@ class ZOTrainer(Trainer):
             if self.task is not None:
                 return self.task.loss_sum(self.model_wrapped, batch)
             count = self._count(batch)
-            mean = self._closure(self.model_wrapped, [batch], torch.tensor(count, device=self.args.device))()
-            return mean * count, count
+            loss = self._closure(self.model_wrapped, [batch], torch.tensor(count, device=self.args.device))()
+            return loss * count, count
 
         return FullLoss(
             self.train_dataset, self.args.eval_batch_size, lambda rows: self._prepare_inputs(collate(rows)), loss_sum
@@ -263,10 +264,6 @@ class ZOTrainer(Trainer):
 
     def _load_scaler(self, folder: str | None) -> None:
         """Nothing: there is no gradient scaler, and its file would be a pickle."""
-
-
-def _mean(parts: list[tuple[Tensor, int]]) -> Tensor:
-    return torch.stack([total for total, _ in parts]).sum() / sum(count for _, count in parts)
 
 
 def _arguments(args: Any) -> Any:
