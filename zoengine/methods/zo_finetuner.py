@@ -46,8 +46,8 @@ class ZOFinetuner(ZOOptimizer):
     the readings of sigma, and where the paper leaves a choice open.
 
     The learning rate has to be looked for anew. A large block that the loss hardly feels, such as an embedding most of
-    whose rows no batch uses, gets a small s, and since sum_i d_i s_i^2 = d the others then get more than 1: with half of
-    the elements in such a block, the best rate is about half of MeZO's.
+    whose rows no batch uses, gets a small s, and since sum_i d_i s_i^2 = d the others then get more than 1. Where such
+    a block has half of the elements, begin at half of MeZO's rate.
 
     At first sigma is 1 and both losses are L(theta), which the first step measures: one forward more, that step. Over
     several queries the networks see the means of L+ and L-; where there is no L-, the slope is followed to it.
