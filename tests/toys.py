@@ -59,6 +59,30 @@ class Quadratic(Toy):
         return sum(0.5 * (h * x * x).sum() for h, x in zip(self.curvature, self.model, strict=True))
 
 
+class Linear(Toy):
+    """<g, theta> in float64 over a 6 x 5 matrix and a vector of 7: its gradient is g, and estimates are exact."""
+
+    def __init__(self, *shapes) -> None:
+        generator = torch.Generator().manual_seed(4)
+        shapes = shapes or ((6, 5), (7,))
+        self.model = nn.ParameterList(torch.randn(shape, generator=generator) for shape in shapes)
+        self.gradient = [torch.randn(p.shape, generator=generator).double() for p in self.model]
+
+    def __call__(self) -> torch.Tensor:
+        return sum((g * p.double()).sum() for g, p in zip(self.gradient, self.model, strict=True))
+
+
+class Curved(Linear):
+    """1/2 theta' diag(h) theta in float64, with its minimum at 0."""
+
+    def __init__(self, *shapes) -> None:
+        super().__init__(*shapes)
+        self.curvature = [g.abs() + 0.1 for g in self.gradient]
+
+    def __call__(self) -> torch.Tensor:
+        return sum(0.5 * (h * p.double() ** 2).sum() for h, p in zip(self.curvature, self.model, strict=True))
+
+
 class Transformer(Toy):
     """A causal transformer of two layers on sequences that count up: next-token cross-entropy over 12 tokens."""
 
@@ -154,3 +178,15 @@ def directions(optimizer, step: int, query: int = 0) -> dict[str, torch.Tensor]:
         s.name: ops.noise_fill(s.shape, seed, offset=s.index, noise=optimizer.fields.noise)
         for s in optimizer.arena.segments
     }
+
+
+def flat(values) -> torch.Tensor:
+    return torch.cat([v.detach().double().reshape(-1) for v in values])
+
+
+def assert_mean(samples: torch.Tensor, expected: torch.Tensor) -> None:
+    """Every element within five standard errors, and so the part along what is expected, which is far sharper."""
+    error = samples.std(0) / math.sqrt(len(samples))
+    assert ((samples.mean(0) - expected).abs() <= 5 * error + 1e-5).all()
+    along = samples @ expected / expected.square().sum()
+    assert abs(along.mean() - 1) < 4 * along.std() / math.sqrt(len(samples)) < 0.4
