@@ -90,7 +90,7 @@ class Factor(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """All of tests/cuda_host*.cpp in one shared library; hardly optimised: that compiles in seconds, the bits are the same."""
+    """All of tests/cuda_host*.cpp in one shared library; not optimised: the bits are the same, and it compiles fast."""
     folder = Path(tempfile.mkdtemp(prefix="cuda_host"))
     (folder / "noise_table.h").write_text(table.cpp_header())
     flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fPIC", f"-I{folder}", f"-I{ROOT}/csrc/cuda"]

@@ -92,6 +92,32 @@ class Kernel:
                 longest[i] = 1 + max(ways)
         return longest[0]
 
+    def rounds(self) -> list[tuple[int, tuple[Instruction, ...]]]:
+        """Of every loop the instructions on the shortest way around, and all that it holds; the longest loop first.
+
+        The shortest way is the one past what happens only at ends, where a loop has a case for them.
+        """
+        found = []
+        for end, branch in enumerate(self.instructions):
+            start = branch.target
+            if start is None or start >= end:
+                continue
+            ways: list[int | None] = [None] * (end - start + 1)
+            ways[-1] = 1
+            for i in range(end - 1, start - 1, -1):
+                one = self.instructions[i]
+                conditional = bool(one.predicate) or re.match(r"!?U?P\d", one.operands)
+                after = []
+                if one.target is not None and i < one.target <= end:
+                    after.append(ways[one.target - start])
+                if one.op not in ("EXIT", "RET", "BRA") or conditional:
+                    after.append(ways[i + 1 - start])
+                after = [way for way in after if way is not None]
+                ways[i - start] = 1 + min(after) if after else None
+            if ways[0] is not None:
+                found.append((ways[0], self.instructions[start : end + 1]))
+        return sorted(found, key=lambda loop: -len(loop[1]))
+
     def loops(self) -> list[int]:
         """Static instructions of every loop, from the target of a backward branch to the branch itself."""
         ends = [(one.target, i) for i, one in enumerate(self.instructions) if one.target is not None]

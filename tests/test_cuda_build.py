@@ -6,6 +6,7 @@ ZOENGINE_WRITE_BUDGETS=1 pytest tests/test_cuda_build.py
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -19,12 +20,14 @@ import pytest
 import torch
 
 from zoengine.noise import table
+from zoengine.ops.schema import RULES, TRANSFORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=CUDA_HOME / "bin")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FILES = ("add_noise", "noise_fill", "segments")
+UPDATES = ("transform", "state_fold", "rule_step", "kron", "lowrank", "mask_below", "segment_fill", "segment_histogram")
 
 _spec = importlib.util.spec_from_file_location("sass", ROOT / "tests" / "sass.py")
 sass = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
@@ -53,6 +56,8 @@ def cubins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cubins")
     (folder / "noise_table.h").write_text(table.cpp_header())
     jobs = [(ROOT / "csrc" / "cuda" / f"{name}.cu", "sm_90") for name in FILES]
+    jobs += [(ROOT / "csrc" / "cuda" / f"{name}.cu", arch) for name in UPDATES for arch in ("sm_90", "sm_80")]
+    jobs += [(ROOT / "tests" / "cuda_budget_updates.cu", "sm_90")]
     jobs += [(ROOT / "tests" / "cuda_budget.cu", arch) for arch in ARCHITECTURES if arch != "sm_90"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         paths = pool.map(lambda job: compile_cubin(*job, folder), jobs)
@@ -106,6 +111,8 @@ def counted(cubins, architecture):
 def test_no_kernel_spills(cubins):
     kernels = {**cubins["add_noise", "sm_90"], **cubins["noise_fill", "sm_90"], **cubins["segments", "sm_90"]}
     assert len(kernels) == 25 + 6 + 21
+    for arch, name in itertools.product(("sm_80", "sm_90"), UPDATES):
+        kernels |= {f"{arch} {name}": kernel for name, kernel in cubins[name, arch].items()}
     assert [name for name, kernel in kernels.items() if kernel.local_accesses or kernel.stack] == []
 
 
@@ -136,7 +143,11 @@ def test_budget(cubins, architecture):
             "registers": kernel.registers,
         }
         assert kernel.local_accesses == 0 and kernel.stack == 0 and kernel.shared == 0, label
-    path = ROOT / "tests" / "budgets" / f"cuda_{architecture.replace('_', '')}.json"
+    within_budget(measured, f"cuda_{architecture.replace('_', '')}", architecture)
+
+
+def within_budget(measured, file, architecture):
+    path = ROOT / "tests" / "budgets" / f"{file}.json"
     if os.environ.get("ZOENGINE_WRITE_BUDGETS"):
         path.write_text(json.dumps(measured, indent=2, sort_keys=True) + "\n")
     budget = json.loads(path.read_text())
@@ -150,13 +161,83 @@ def test_budget(cubins, architecture):
             )
 
 
+_TYPE = r"INS0_\d(BFloat16|Float16|Float32)E"
+_NAMES = {
+    "AddTransformed": [*TRANSFORMS],
+    "RuleOp": [*RULES],
+    "Fold": ["state", "state-and-weights"],
+}  # fmt: skip
+
+
+def update_label(name):
+    """scale-BFloat16, adam-Float32, kron_rows-Float16 and the like from a mangled name; None for other kernels."""
+    if found := re.search(r"\d(AddTransformed|Fold|RuleOp)" + _TYPE + r"L(?:b|NS0_\d\w+?E)(\d)E", name):
+        op, kind, number = found.groups()
+        return f"{_NAMES[op][int(number)]}-{kind}"
+    found = re.search(r"\d(kron_rows|lowrank_add)" + _TYPE, name)
+    return found and "-".join(found.groups())
+
+
+def count(loop, op, bits=None):
+    return sum(op in (one.op, one.mnemonic) and bits in (None, one.bits) for one in loop)
+
+
+def loop_of(rounds, op, number, bits=None):
+    """Of the loops with ``number`` instructions ``op`` the shortest: (instructions on its shortest way, on all)."""
+    return next((way, len(loop)) for way, loop in reversed(rounds) if count(loop, op, bits) == number)
+
+
+def updates_measured(cubins):
+    """Instructions an element in the loops that a launch with one gaussian term runs, and its kernel's registers."""
+    real = {update_label(name): kernel for file in UPDATES for name, kernel in cubins[file, "sm_90"].items()}
+    measured = {}
+    for name, kernel in cubins["cuda_budget_updates", "sm_90"].items():
+        rounds = kernel.rounds()
+        if "fused_case" in name:  # the inner loop: the parts of a unit, 16 elements each
+            measured[update_label(name)] = rounds[1][0] / 16
+        elif "kron_case" in name:  # drawing held rows, four elements a tile, and applying them, eight a vector
+            measured["kron_rows-BFloat16"] = loop_of(rounds, "STS", 16)[0] / 4 + loop_of(rounds, "STG", 1, 128)[0] / 8
+    # For each fused multiply-add: an element has as many as the rank.
+    measured["lowrank_add-BFloat16"] = loop_of(real["lowrank_add-BFloat16"].rounds(), "FFMA", 128)[1] / 128
+    return {
+        label: {"instructions_per_element": round(number, 2), "registers": real[label].registers}
+        for label, number in measured.items()
+    }
+
+
+@needs_nvcc
+@needs_disassembler
+def test_update_budget(cubins):
+    within_budget(updates_measured(cubins), "cuda_updates_sm90", "sm_90")
+
+
+@needs_nvcc
+@needs_disassembler
+def test_updates_use_vectors_and_warp_wide_counting(cubins):
+    for file, op in itertools.product(("transform", "state_fold", "rule_step"), ("LDG", "STG")):
+        for name, kernel in cubins[file, "sm_90"].items():
+            width = 128 if "Float32" in update_label(name) else 64  # four weights at a time, beside fp32 states
+            assert kernel.widths(op)[width] >= 4, update_label(name)
+            if file != "transform":
+                assert kernel.shared == 0 and kernel.shared_accesses == 0
+    for name, kernel in cubins["kron", "sm_90"].items():
+        if update_label(name):
+            assert kernel.widths("STG")[128] == 1 and kernel.widths("LDG")[128] >= 2 and kernel.widths("LDS")[128] >= 1
+    for kernel in cubins["segment_histogram", "sm_90"].values():
+        assert kernel.widths("LDG")[128] > 0
+        atomics = [one.mnemonic for one in kernel.instructions if one.op == "ATOMS"]
+        assert atomics and set(atomics) == {"ATOMS.POPC.INC.32"}  # equal bins of a warp are one addition
+    assert all(kernel.widths("LDG")[128] > 0 for kernel in cubins["mask_below", "sm_90"].values())
+
+
 @pytest.mark.skipif(not (CUDA_HOME / "include" / "cuda_runtime_api.h").exists(), reason="no CUDA headers")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_registration_compiles():
-    """ops.cpp against the installed torch's stable headers, limited to what torch 2.10 offers."""
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cpp")))
+def test_registration_compiles(file):
+    """The registrations against the installed torch's stable headers, limited to what torch 2.10 offers."""
     torch_include = Path(torch.__file__).parent / "include"
-    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-DUSE_CUDA"]
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-fvisibility=hidden", "-Wall", "-Wextra", "-DUSE_CUDA"]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_include)]
-    command += ["-isystem", str(CUDA_HOME / "include"), str(ROOT / "csrc" / "cuda" / "ops.cpp")]
+    command += ["-isystem", str(CUDA_HOME / "include"), str(ROOT / "csrc" / "cuda" / file)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr

@@ -25,8 +25,8 @@ STARTS, SHAPES = [8, 2048, 7000, 12001], [(67, 24), (3, 1200), (2, 2056), (65, 5
 SIZE = 13000
 
 
-# Offset, alignment, floats of shared memory, terms: rows held and rows drawn twice; one term, several, more than are held
-# at all, none; across a change of the upper half of the blocks' numbers.
+# Offset, alignment, floats of shared memory, terms: rows held and rows drawn twice; one term, several, more than are
+# held at all, none; across a change of the upper half of the blocks' numbers.
 PLACES = [
     (1024, 0, 1400, 2), (0, 0, 14336, 1), (2**34 - 7500, 1, 64, 1), (2**34 - 7500, 4, 14336, 1), (5, 0, 64, 17),
     (2**39 - 9000, 0, 4200, 3), (0, 0, 14336, 0),
@@ -107,9 +107,7 @@ def test_lowrank_add(dtype, stochastic, rank):
         sr_seed = torch.tensor([9]) if stochastic else None
         expected = torch.full_like(x.tensor, 3.0)
         extents = (offset, rank, matrices.blocks, matrices.widest)
-        reference.lowrank_add_out(
-            x.tensor, left, right, matrices.table, coeff, keep, sr_seed, *extents, out=expected
-        )
+        reference.lowrank_add_out(x.tensor, left, right, matrices.table, coeff, keep, sr_seed, *extents, out=expected)
         call = bodies.LowRank(
             *map(address, (x.tensor, out.tensor, left, right, coeff, keep, sr_seed)), struct(matrices), offset, rank
         )

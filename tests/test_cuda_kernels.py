@@ -39,12 +39,13 @@ def test_add_noise(dtype, noise, stochastic):
         x[::7919] = float("nan")
         args = (
             torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator),
+            torch.arange(count) % 2,
             torch.randn(count + states, generator=generator),
             [torch.randn(n, generator=generator) for _ in range(states)],
             torch.tensor([0.9]) if decay else None,
             torch.tensor([7]) if stochastic else None,
         )
-        place = (offset, table.STREAM_DIRECTION, table.NOISES[noise])
+        place = (offset, table.NOISES[noise], 0, None)
         expected = torch.empty_like(x)
         reference.add_noise_out(x, *args, *place, out=expected)
         on_gpu = [[t.cuda() for t in a] if isinstance(a, list) else None if a is None else a.cuda() for a in args]

@@ -130,7 +130,7 @@ ZO_HD void store_weights(const Fused& p, int64_t n, const Weights<T, lanes>& dat
   if constexpr (lanes == 1) {
     if (inside(p, n)) *to = static_cast<Bits>(data.word[0]);
   } else {
-    *reinterpret_cast<Weights<T, lanes>*>(to) = data;
+    store_words(to, data.word);
   }
 }
 

@@ -61,6 +61,7 @@ struct KronMemory {
 // item, item + 1, ...
 ZO_HD void draw(const Kron& p, const Rows& rows, const KronMemory& m, int k, int item, uint32_t lane) {
   TileNoise noise = term_noise(p, k, rows.index);
+  hold(noise.schedule);
   float* to = rows.span > 0 ? m.noise + k * rows.span : nullptr;
   float* sums = m.lanes + item * kCrew + lane;
   const int32_t first = -static_cast<int32_t>(rows.index & 1023) + static_cast<int32_t>(lane);
@@ -144,7 +145,7 @@ ZO_HD void apply_vectors(const Kron& p, const Rows& rows, const KronMemory& m, u
     }
     ZO_UNROLL
     for (int w = 0; w < 4; ++w) data.word[w] = T::pack(acc + w * T::kPerWord);
-    *reinterpret_cast<Vector*>(to + n) = data;
+    store_vector(to + n, data);
     for (column += kCrew * kLanes; column >= rows.columns; column -= rows.columns) ++row;
   }
 }

@@ -9,6 +9,34 @@ struct alignas(16) Vector {
   uint32_t word[4];
 };
 
+// One access. Left to the compiler, the words of a vector that were made one by one may be stored one by one.
+ZO_HD void store_vector(void* to, const Vector& v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+#else
+  *static_cast<Vector*>(to) = v;
+#endif
+}
+
+ZO_HD void store_words(void* to, const uint32_t (&word)[4]) {
+  store_vector(to, {{word[0], word[1], word[2], word[3]}});
+}
+
+ZO_HD void store_words(void* to, const uint32_t (&word)[2]) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(word[0]), "r"(word[1])
+               : "memory");
+#else
+  static_cast<uint32_t*>(to)[0] = word[0];
+  static_cast<uint32_t*>(to)[1] = word[1];
+#endif
+}
+
 // kPerWord elements in a 32-bit word, element 0 in the low bits. `random` holds 16 bits for each element; values go
 // through `quiet` before they are rounded stochastically.
 struct Float32 {
