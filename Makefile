@@ -1,5 +1,5 @@
 # make demo    fine-tune a small language model on the CPU and write a report
-# make compare all methods on one job, some 25 minutes on two CPU cores
+# make compare all methods on one job, some 20 minutes on two CPU cores
 # make test    all tests        make lint    ruff        make bench    kernel and step timings
 #
 # Everything lives in a virtual environment of its own, .venv. TORCH is installed if no torch is there yet; choose
