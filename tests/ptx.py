@@ -79,8 +79,11 @@ class Memory:
 class Block:
     """Runs a kernel: ``ptx`` is its text, ``arguments`` its parameters in order, integers or tensors or None."""
 
-    def __init__(self, ptx: str, arguments: Sequence, tensors: Sequence[torch.Tensor], threads: int = 128) -> None:
+    def __init__(
+        self, ptx: str, arguments: Sequence, tensors: Sequence[torch.Tensor], grid: Sequence[int], threads: int
+    ) -> None:
         self.threads = threads
+        self.grid = grid
         self.memory = Memory(tensors)
         self.shared = np.zeros(1 << 16, dtype=np.uint8)
         self.random = np.random.default_rng(0)
@@ -100,13 +103,15 @@ class Block:
                 operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest)
                 self.program.append((guard, name, operands))
 
-    def run(self, program_id: int) -> None:
-        """Run the block with this index in the grid."""
+    def run(self, program_id: Sequence[int]) -> None:
+        """Run the block with this place in the grid."""
         self.registers: dict[str, np.ndarray] = {
             "%tid.x": np.arange(self.threads, dtype=np.uint32),
-            "%ctaid.x": np.full(self.threads, program_id, np.uint32),
             "global_smem": np.zeros(self.threads, np.uint64),
         }
+        for axis, place, size in zip("xyz", program_id, self.grid, strict=False):
+            self.registers[f"%ctaid.{axis}"] = np.full(self.threads, place, np.uint32)
+            self.registers[f"%nctaid.{axis}"] = np.full(self.threads, size, np.uint32)
         at = 0
         with np.errstate(all="ignore"):
             while at < len(self.program):
@@ -143,6 +148,10 @@ class Block:
         inputs = operands[1:]
         if op in ("ld", "st"):
             return self.access(name, operands, active)
+        if op == "red":
+            return self.add_atomically(name, operands, active)
+        if op == "ldmatrix":
+            return self.load_matrices(name, operands, active)
         if op == "mov" and "{" in "".join(operands):
             return self.pack(int(kind[1:]), out, inputs[0], active)
         if op == "cvt":
@@ -182,6 +191,15 @@ class Block:
         elif op == "rsqrt":
             exact = (1 / np.sqrt(self.value(inputs[0], "f32").astype(np.float64))).astype(np.float32)
             result = (exact.view(np.int32) + self.random.integers(-1, 2, self.threads, np.int32)).view(np.float32)
+        elif op == "sqrt":
+            assert name[1] == "rn"
+            result = np.sqrt(self.value(inputs[0], kind))
+        elif op == "div" and kind[0] == "f":
+            assert name[1] == "rn"
+            result = self.value(inputs[0], kind) / self.value(inputs[1], kind)
+        elif op in ("rem", "div"):
+            a, b = (self.value(x, kind) for x in inputs)
+            result = np.fmod(a, b) if op == "rem" else (a - np.fmod(a, b)) // b  # towards zero
         elif op in _BINARY:
             result = _BINARY[op](*(self.value(x, kind) for x in inputs))
         elif op == "mov":
@@ -219,6 +237,30 @@ class Block:
             value[active] = values[:, k]
             self.set(register, value, f"b{bits_of(kind)}", active)
         return None
+
+    def add_atomically(self, name: list[str], operands: list[str], active: np.ndarray) -> None:
+        """``red.global.gpu.relaxed.add.u64 [a], b``; the threads one after another."""
+        kind = name[-1]
+        assert name[1] == "global" and name[-2] == "add" and kind[0] in "us"
+        if active.any():
+            base, _, more = operands[0].strip("[] ").partition("+")
+            addresses = (self.value(base.strip(), "u64") + np.uint64(int(more or 0)))[active]
+            area, where = self.memory.place(addresses, bits_of(kind) // 8)
+            values = self.value(operands[1], kind)[active]
+            for at, value in zip(where, values, strict=True):
+                area[at] = (area[at].view(values.dtype) + value).view(np.uint8)
+
+    def load_matrices(self, name: list[str], operands: list[str], active: np.ndarray) -> None:
+        """``ldmatrix.sync.aligned.m8n8.x4.shared.b16 {a, b, c, d}, [e]``: thread 8 m + r of a warp has the address of
+        row r of matrix m, 16 bytes; thread l gets bytes ``4 (l % 4) ...`` of row l / 4 of each matrix."""
+        assert name[3] == "m8n8" and name[-2:] == ["shared", "b16"] and "trans" not in name and active.all()
+        base, _, more = operands[1].strip("[] ").partition("+")
+        addresses = self.value(base.strip(), "u32").astype(np.int64) + int(more or 0)
+        lane = np.arange(self.threads) % 32
+        for m, register in enumerate(operands[0].strip("{} ").replace(",", " ").split()):
+            rows = addresses[np.arange(self.threads) - lane + 8 * m + lane // 4] + 4 * (lane % 4)
+            raw = self.shared[rows[:, None] + np.arange(4)]
+            self.set(register, np.ascontiguousarray(raw).view(np.uint32)[:, 0], "b32", active)
 
     def pack(self, bits: int, out: str, source: str, active: np.ndarray) -> None:
         """``mov.b64 {a, b}, c`` and ``mov.b64 c, {a, b}``, the same for 32 bits."""

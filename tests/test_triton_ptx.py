@@ -4,6 +4,7 @@ This covers what neither Triton's interpreter nor counts of SASS see: the inline
 the exchange through shared memory, LLVM's rewriting of the arithmetic, and that no access leaves the tensors.
 """
 
+import itertools
 import os
 
 import pytest
@@ -18,13 +19,14 @@ import triton_aot as aot
 from triton.compiler import ASTSource
 from zoengine.kernels import launch
 
-from zoengine import kernels
+from zoengine import kernels, ops
 from zoengine.noise import table
 from zoengine.ops import reference
-from zoengine.ops.schema import TRANSFORMS
+from zoengine.ops.schema import RULES, TRANSFORMS
 
 TYPES = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64", torch.int64: "*i64"
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64",
+    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8",
 }  # fmt: skip
 COMPILED: dict[str, str] = {}
 
@@ -57,8 +59,9 @@ def launches_go_to_the_ptx_interpreter(monkeypatch):
             values |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
             passed = [v for p in kernel.params if (v := values[p.name]) is not None and not p.is_constexpr]
             tensors = [v for v in passed if isinstance(v, torch.Tensor)]
-            block = ptx.Block(compile_for(kernel, values, kwargs), passed, tensors)
-            for program in range(grid[0]):
+            text = compile_for(kernel, values, kwargs)
+            block = ptx.Block(text, passed, tensors, grid, 32 * kwargs["num_warps"])
+            for program in itertools.product(*map(range, grid)):
                 block.run(program)
 
         monkeypatch.setattr(kernel, "run", run)
@@ -70,6 +73,8 @@ def launches_go_to_the_ptx_interpreter(monkeypatch):
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal bits, any NaN equal to any NaN."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
     integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
     return bool(((a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())).all())
 
@@ -127,3 +132,87 @@ def test_segments(starts, lengths):
     assert same(kernels.segment_dot(x, y, *segments), reference.segment_dot(x, y, *segments))
     arguments = (torch.tensor([9]), *segments, 1024, 0, table.GAUSSIAN)
     assert same(kernels.segment_dot_noise(x, *arguments), reference.segment_dot_noise(x, *arguments))
+
+
+OPERANDS = {
+    "scale": lambda n: torch.randn(n // 1024),
+    "mask": lambda n: torch.randint(0, 256, (n // 8,), dtype=torch.uint8),
+    "diag": lambda n: torch.randn(n).abs(),
+}
+
+
+@pytest.mark.parametrize("transform", OPERANDS)
+def test_transforms(transform):
+    dtype = torch.float32 if transform == "mask" else torch.bfloat16
+    x, operand = torch.randn(4096).to(dtype), OPERANDS[transform](4096)
+    check_add_noise(x, 1, 0, False, False, 2**34 - 4096, table.GAUSSIAN, transform=transform, operand=operand)
+
+
+def check(op: str, *arguments) -> None:
+    """Run an op of the kernels and of the reference on copies: results and tensors must have the same bits after."""
+    runs = []
+    for module in (kernels, reference):
+        copies = [[s.clone() for s in a] if isinstance(a, list) else a for a in arguments]
+        copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in copies]
+        result = getattr(module, op)(*copies)
+        tensors = [t for a in copies for t in (a if isinstance(a, list) else [a]) if isinstance(t, torch.Tensor)]
+        runs.append(tensors if result is None else [*tensors, result])
+    assert all(same(a, b) for a, b in zip(*runs, strict=True))
+
+
+TERMS = (torch.tensor([7, -8]), torch.tensor([0, 1]))
+SR_SEED = torch.tensor([5])
+
+
+@pytest.mark.parametrize("noise", table.NOISES.values(), ids=table.NOISES)
+def test_fold(noise):
+    n, valid = 4096 + 1100, torch.tensor([1024, 1000, 0, 1024, 1024, 76], dtype=torch.int32)
+    x = torch.randn(n).bfloat16()
+    options = (torch.rand(1), torch.randn(4), torch.rand(1), SR_SEED, valid)
+    check("state_fold_", torch.randn(n), x, *TERMS, torch.randn(2), *options, 4096, noise)
+
+
+@pytest.mark.parametrize("rule", ["amsgrad", "adamu", "hizoo"])
+def test_rules(rule):
+    number, states, names = RULES[rule]
+    n, states = 4096, [torch.rand(4096) for _ in range(states)]
+    if states:
+        states[-1][5::9], states[-1][6::9], states[-1][7::9] = float("nan"), 0.0, float("inf")
+    terms = (*TERMS, torch.randn(4)) if rule == "adamu" else (TERMS[0][:1], TERMS[1][:1], torch.randn(2))
+    check(
+        "rule_step_", torch.randn(n).bfloat16(), states, *terms, torch.rand(len(names)), torch.rand(1), SR_SEED, 0, 0,
+        number,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_kron_rows(count):
+    matrices = ops.Matrices.for_kron([512, 3 * 1024 + 5], [(2, 1040), (2, 13)])
+    a, kappa = torch.randn(matrices.sizes[0]), torch.randn(2)
+    extents = (2**34 - 1024, table.GAUSSIAN, matrices.blocks, matrices.widest)
+    common = (matrices.table, TERMS[0][:count], torch.randn(count), torch.rand(1), SR_SEED, torch.zeros_like(a))
+    check("kron_rows_", torch.randn(3200).bfloat16(), a, kappa, *common, *extents)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lowrank_add(dtype):
+    rank = 5
+    matrices = ops.Matrices.for_lowrank([32, 1005], [(5, 80), (3, 70)], rank)
+    left, right = (torch.randn(size) for size in matrices.sizes)
+    options = (torch.rand(1), torch.rand(1), SR_SEED, 2**35 - 500, rank, matrices.blocks, matrices.widest)
+    check("lowrank_add_", torch.randn(1300).to(dtype), left, right, matrices.table, *options)
+
+
+@pytest.mark.parametrize("noise", table.NOISES.values(), ids=table.NOISES)
+def test_segment_noise_fill(noise):
+    tables = (torch.tensor([0, 8300, 8200]), torch.tensor([8192, 700, 1]), torch.tensor([4096, 2**34 - 300, 77]))
+    check("segment_noise_fill_", torch.randn(9000), torch.tensor([9]), *tables, 2, noise)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_and_masks(dtype):
+    x = torch.randn(5003).to(dtype)
+    x[::7] = float("nan")
+    prefixes = x[1:3].float().abs().view(torch.int32).long() >> 19
+    check("segment_histogram", x, torch.tensor([0, 4097]), torch.tensor([4097, 900]), prefixes, 1)
+    check("mask_below_", torch.zeros(626, dtype=torch.uint8), x, torch.rand(5))

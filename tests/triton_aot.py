@@ -153,7 +153,7 @@ def mask_below(dtype="bf16") -> Variant:
 
 
 def segment_noise_fill(dtype="fp32", noise=GAUSSIAN) -> Variant:
-    config = launch.noise_config(noise)
+    config = launch.STATE_CONFIG
     types = {name: "*i64" for name in ("seed_ptr", "starts_ptr", "lengths_ptr", "indices_ptr", "ends_ptr")}
     types["out_ptr"] = f"*{dtype}"
     constants = {"NOISE": noise, "TILES": config.tiles, "ROWS": config.rows}
@@ -163,8 +163,8 @@ def segment_noise_fill(dtype="fp32", noise=GAUSSIAN) -> Variant:
 def segment_histogram(dtype="bf16") -> Variant:
     types = {name: "*i64" for name in ("counts_ptr", "starts_ptr", "lengths_ptr", "prefixes_ptr", "ends_ptr")}
     types["x_ptr"] = f"*{dtype}"
-    constants = {"LOW": 19, "HIGH": 31, "CHUNKS": 4}
-    return Variant(segment_histogram_kernel, types, constants, 4096 // THREADS)
+    constants = {"LOW": 19, "HIGH": 31, "CHUNKS": 8}
+    return Variant(segment_histogram_kernel, types, constants, 2048 // THREADS, registers_only=False)
 
 
 def noise_fill(dtype="bf16", noise=GAUSSIAN) -> Variant:
@@ -196,7 +196,7 @@ VARIANTS = {
     "add_noise bf16 rademacher": add_noise(noise=RADEMACHER, limit=14),
     "add_noise fp32 rademacher": add_noise("fp32", noise=RADEMACHER, limit=14),
     "add_noise bf16 scale": add_noise(transform="scale"),
-    "add_noise bf16 mask": add_noise(transform="mask"),
+    "add_noise bf16 mask": add_noise(transform="mask", registers_only=False),  # Triton 3.6 moves the bits
     "add_noise bf16 diag": add_noise(transform="diag"),
     "add_noise bf16 edge": add_noise(edge=True, registers_only=False),
     "state_fold fp32": state_fold(fused=False, norm=False, limit=40),

@@ -6,9 +6,10 @@ import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
 from zoengine.kernels.matrices import BLOCK, find_block
-from zoengine.kernels.noise import fma, rounding_at
+from zoengine.kernels.noise import anchor, fma, rounding_at
 from zoengine.kernels.rounding import round_nearest, round_stochastic, widen
 
+_PIECES = tl.constexpr(4)  # that share the search for their matrix
 _COLUMNS = tl.constexpr(64)  # fewer than threads, or Triton passes the factors' columns through shared memory
 
 
@@ -32,8 +33,8 @@ def _piece(
     acc = x if keep_ptr is None else x * tl.load(keep_ptr)
     lefts = left_ptr + (first_row + i) * rank
     rights = right_ptr + j.to(tl.int64) * rank
-    product = tl.zeros(x.shape, tl.float32)
-    for k in range(rank):
+    product = anchor(x, PTX).to(tl.float32, bitcast=True)  # a zero in the layout of x
+    for k in tl.range(0, rank, loop_unroll_factor=4):
         u = tl.load(lefts + k, mask=i < rows)
         v = tl.load(rights + k, mask=j < columns)
         product = fma(u.broadcast_to(x.shape), v.broadcast_to(x.shape), product)
@@ -60,14 +61,14 @@ def lowrank_add_kernel(
     rank: tl.int32,
     PTX: tl.constexpr,
 ):
-    """One row block and 64 columns a program; where the matrix is narrower than the widest there is nothing to do."""
+    """Four pieces of a row block a program; where the matrix is narrower than the widest there is nothing to do."""
     _, entry, first_row, rows, columns = find_block(table_ptr, matrices, tl.program_id(0).to(tl.int64), 6)
-    column = tl.program_id(1) * _COLUMNS
     start = tl.load(entry)
     left_ptr += tl.load(entry + 4)
     right_ptr += tl.load(entry + 5)
     target = x_ptr if out_ptr is None else out_ptr
-    if column < columns:
+    begin = tl.program_id(1) * (_PIECES * _COLUMNS)
+    for column in range(begin, tl.minimum(begin + _PIECES * _COLUMNS, columns), _COLUMNS):
         if (start | columns) % 16 == 0:
             _piece(
                 x_ptr, target, left_ptr, right_ptr, coeff_ptr, keep_ptr, sr_seed_ptr,
@@ -117,10 +118,16 @@ def lowrank_add_out(
     _lowrank_add(x, out, left, right, segments, coeff, keep, sr_seed, offset, rank, blocks, widest)
 
 
+def lowrank_config(stochastic: bool) -> tuple[int | None, int]:
+    """Cap on registers, and warps: 16 elements a thread, two programs at once on a multiprocessor unless they spill."""
+    return None if stochastic else 128, 8
+
+
 def _lowrank_add(x, out, left, right, segments, coeff, keep, sr_seed, offset, rank, blocks, widest) -> None:
     if x.dtype == torch.float32:
         sr_seed = None
-    ptx, grid = launch.uses_ptx(x), (blocks, -(-widest // _COLUMNS.value))
+    registers, warps = lowrank_config(sr_seed is not None)
+    ptx, grid = launch.uses_ptx(x), (blocks, -(-widest // (_PIECES.value * _COLUMNS.value)))
     arguments = (x, out, left, right, segments, coeff, keep, sr_seed, offset, segments.shape[0], rank)
     with launch.on_device(x):
-        lowrank_add_kernel[grid](*arguments, PTX=ptx, **launch.compile_options(ptx))
+        lowrank_add_kernel[grid](*arguments, PTX=ptx, **launch.compile_options(ptx, registers, warps))

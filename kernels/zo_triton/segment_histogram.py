@@ -13,8 +13,8 @@ from zoengine.ops.schema import HISTOGRAM_BINS
 
 _BINS = tl.constexpr(HISTOGRAM_BINS)
 _DIGITS = ((19, 31), (7, 19), (0, 7))  # the bits [low, high) of |x| in fp32
-_CHUNK = tl.constexpr(4096)
-_CHUNKS = 4  # in the block of one program
+_CHUNK = tl.constexpr(2048)
+_CHUNKS = 8  # in the block of one program
 _MOST_COPIES = 16
 
 

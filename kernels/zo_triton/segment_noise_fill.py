@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 from zoengine.kernels import launch
 from zoengine.kernels.groups import noise_rows
-from zoengine.kernels.noise import GAUSSIAN, LANES, anchor
+from zoengine.kernels.noise import LANES, anchor
 from zoengine.kernels.rounding import round_nearest, widen
 from zoengine.kernels.segments import find_segment
 
@@ -30,7 +30,7 @@ def segment_noise_fill_kernel(
     There are at least as many programs as that for disjoint segments; for others a program takes several.
     """
     SPAN: tl.constexpr = TILES * ROWS * LANES
-    PASS: tl.constexpr = 4 if NOISE == GAUSSIAN else ROWS
+    PASS: tl.constexpr = 4
     at = tl.arange(0, TILES)[:, None] * (ROWS * LANES) + tl.arange(0, LANES)[None, :]
     # Nothing is read; the load only gives Triton the layout that the stores want.
     zero = anchor(widen(tl.load(out_ptr + at, mask=at < tl.minimum(segments, 0)), PTX), PTX)
@@ -43,18 +43,16 @@ def segment_noise_fill_kernel(
         low = index - group * SPAN  # the segment covers [low, high) of the group and what lies beyond it
         high = low + tl.load(lengths_ptr + segment)
         begin = tl.load(starts_ptr + segment) - low
-        z = ()
-        for row in tl.static_range(0, ROWS, PASS):
-            z += noise_rows(seed, stream, group, zero, row, PASS, NOISE, TILES, ROWS, PTX)
-        if (low <= 0) & (high >= SPAN) & (begin % 16 == 0):
-            for row in tl.static_range(ROWS):
+        whole = (low <= 0) & (high >= SPAN) & (begin % 16 == 0)
+        for row0 in tl.static_range(0, ROWS, PASS):
+            z = noise_rows(seed, stream, group, zero, row0, PASS, NOISE, TILES, ROWS, PTX)
+            for row in tl.static_range(PASS):
                 value = round_nearest(z[row], out_ptr.dtype.element_ty)
-                tl.store(out_ptr + begin // 16 * 16 + at + row * LANES, value)
-        else:
-            for row in tl.static_range(ROWS):
-                place = at + row * LANES
-                value = round_nearest(z[row], out_ptr.dtype.element_ty)
-                tl.store(out_ptr + begin + place, value, mask=(place >= low) & (place < high))
+                place = at + (row0 + row) * LANES
+                if whole:
+                    tl.store(out_ptr + begin // 16 * 16 + place, value)
+                else:
+                    tl.store(out_ptr + begin + place, value, mask=(place >= low) & (place < high))
 
 
 def segment_noise_fill_(
@@ -64,7 +62,7 @@ def segment_noise_fill_(
     segments = starts.numel()
     if segments == 0:
         return
-    config, ptx = launch.noise_config(noise), launch.uses_ptx(out)
+    config, ptx = launch.STATE_CONFIG, launch.uses_ptx(out)
     ends = ((indices % config.span + lengths + (config.span - 1)) // config.span).cumsum(0)
     programs = out.numel() // config.span + 2 * segments
     with launch.on_device(out):
