@@ -71,21 +71,21 @@ FIRST_MOMENTS = {
 def test_the_mean_of_the_estimate(case):
     toy = Linear()
     name = case if case in methods.available() else "mezo"
-    optimizer = toy.optimizer(name, mode="shadow", lr=1.0, n_queries=32, **FIRST_MOMENTS[case])
-    if case == "conmezo":
-        optimizer.step(toy)
+    optimizer = toy.optimizer(name, mode="shadow", lr=1.0, n_queries=20, **FIRST_MOMENTS[case])
+    if case in ("conmezo", "subzero"):
+        optimizer.step(toy)  # it has a momentum or a basis then
     if case == "hizoo":
         optimizer.states["hessian"][0].copy_(torch.linspace(0.2, 3.0, 2048))
-    samples = moves(toy, optimizer, 60)
+    samples = moves(toy, optimizer, 45)
     assert_mean(samples, _expected(case, toy, optimizer))
 
 
 def test_second_moment_of_one_query():
     """E|g|^2 = (d + 2)|grad|^2."""
     toy = Linear()
-    samples = moves(toy, toy.optimizer(mode="shadow", lr=1.0), 800).square().sum(1)
+    samples = moves(toy, toy.optimizer(mode="shadow", lr=1.0), 600).square().sum(1)
     expected = 39 * flat(toy.gradient).square().sum()
-    assert abs(samples.mean() - expected) < 4 * samples.std() / math.sqrt(800) < 0.25 * expected
+    assert abs(samples.mean() - expected) < 4 * samples.std() / math.sqrt(600) < 0.25 * expected
 
 
 def test_the_slope_of_a_quadratic_is_exact():
