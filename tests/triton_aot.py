@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from zoengine.kernels import launch
 from zoengine.kernels.add_noise import add_noise_kernel
-from zoengine.kernels.kron_rows import kron_config, kron_rows_kernel, kron_score_kernel
+from zoengine.kernels.kron_rows import MOST_REGISTERS, kron_config, kron_rows_kernel, kron_score_kernel
 from zoengine.kernels.lowrank_add import lowrank_add_kernel, lowrank_config
 from zoengine.kernels.mask_below import mask_below_kernel
 from zoengine.kernels.noise_fill import noise_fill_kernel
@@ -130,7 +130,8 @@ def kron_rows(
     types |= {"partials_ptr": "*fp32" if score else None, "dots_ptr": "*fp32"}
     constants = {"COUNT": count, "NOISE": noise, "TILES": tiles}
     elements = 1024 * (tiles or 1) // (32 * warps)
-    return Variant(kron_rows_kernel, types, constants, elements, warps=warps, registers_only=False, **more)
+    more |= {"registers": MOST_REGISTERS, "warps": warps, "registers_only": False}
+    return Variant(kron_rows_kernel, types, constants, elements, **more)
 
 
 def kron_score() -> Variant:

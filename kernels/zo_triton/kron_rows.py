@@ -20,6 +20,7 @@ from zoengine.noise import table
 
 _STREAM = tl.constexpr(table.STREAM_DIRECTION)
 _MOST_TILES = 24  # of a row that is kept in registers
+MOST_REGISTERS = 255  # all there are; on its own ptxas may settle for fewer and spill
 
 
 @triton.jit
@@ -403,7 +404,7 @@ def _rows(x, out, a, kappa, segments, seeds, coeffs, keep, sr_seed, score, offse
             NOISE=noise,
             TILES=tiles,
             PTX=ptx,
-            **launch.compile_options(ptx, warps=warps),
+            **launch.compile_options(ptx, MOST_REGISTERS, warps),
         )
         if score is not None:
             grid = (matrices, -(-widest // LANES.value))
