@@ -1,4 +1,4 @@
-"""Every method as a run: checkpoints without pickle hold all of its state, and a resumed run ends with the same bits."""
+"""Every method as a run: checkpoints hold all of its state without pickle; resumed, it ends with the same bits."""
 
 import copy
 import shutil
