@@ -90,7 +90,7 @@ def test_a_method_that_does_not_ask_gets_none(tmp_path):
         args=arguments(tmp_path, remove_unused_columns=False),
     )  # fmt: skip
     trainer.train()
-    assert not hasattr(trainer.zo, "full_closure")
+    assert trainer.zo.full_closure is None
 
 
 def test_a_stream_has_no_whole(measuring, tiny_run, tmp_path):
