@@ -28,17 +28,16 @@ def show(name: str | None) -> None:
         console.print(_fields(method.Fields, [field.name for field in dataclasses.fields(method.Fields)]))
         return
     shared = [field.name for field in dataclasses.fields(Fields)]
-    table = Table("method", "forwards a step", "backwards", "states", "own fields", "what it is", box=box.SIMPLE)
+    table = Table("method", "forwards", "states", "own fields", box=box.SIMPLE)
     table.columns[0].no_wrap = True
     for name in methods.available():
         method = methods.get(name)
-        own = [f"{f.name}={_default(f)}" for f in dataclasses.fields(method.Fields) if f.name not in shared]
+        own = [f.name for f in dataclasses.fields(method.Fields) if f.name not in shared]
         required = [f.name for f in dataclasses.fields(method.Fields) if f.default is dataclasses.MISSING]
         forwards = method.forwards_per_step(method.Fields(**dict.fromkeys(required, 0.0)))
-        backwards = getattr(method, "backwards_per_step", 0)
-        states = ", ".join(method.state_names) or "none"
-        first = (inspect.getdoc(method) or "").split("\n")[0]
-        table.add_row(name, str(forwards), str(backwards), states, "\n".join(own) or "-", first)
+        passes = f"{forwards}" + (" + backward" if method.backwards_per_step else "")
+        states = ", ".join([*method.state_names, *getattr(method, "copy_names", ())]) or "-"
+        table.add_row(name, passes, states, ", ".join(own) or "-")
     console.print(table)
     console.print("Fields of all zeroth-order methods (ft-sgd and ft-adamw take lr, weight_decay and seed of them):")
     console.print(_fields(Fields, shared))
