@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoengine.data import Example
+from zoengine.tasks.instance import TaskError
 
 _log = logging.getLogger(__name__)
-
-
-class TaskError(ValueError):
-    """A task that does not fit its tokenizer, model or data."""
 
 
 class Encoded(TypedDict):
