@@ -15,24 +15,21 @@ cudaError_t by_terms(const AddNoise& p, cudaStream_t stream) {
 }
 
 template <Noise noise>
-cudaError_t by_type(const AddNoise& p, Type type, cudaStream_t stream) {
-  bool stochastic = p.rounding_seed != nullptr;
-  switch (type) {
-    case Type::kFloat32:
-      return by_terms<Float32, noise, false>(p, stream);  // exact either way
-    case Type::kBFloat16:
-      return stochastic ? by_terms<BFloat16, noise, true>(p, stream) : by_terms<BFloat16, noise, false>(p, stream);
-    case Type::kFloat16:
-      return stochastic ? by_terms<Float16, noise, true>(p, stream) : by_terms<Float16, noise, false>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+cudaError_t add(const AddNoise& p, Type type, cudaStream_t stream) {
+  return by_type(type, [&](auto element) {
+    using T = decltype(element);
+    if constexpr (T::kPerWord == 2) {  // fp32 is exact either way
+      if (p.rounding_seed != nullptr) return by_terms<T, noise, true>(p, stream);
+    }
+    return by_terms<T, noise, false>(p, stream);
+  });
 }
 
 }  // namespace
 
 cudaError_t launch_add_noise(const AddNoise& args, Type type, Noise noise, cudaStream_t stream) {
-  return noise == Noise::kGaussian ? by_type<Noise::kGaussian>(args, type, stream)
-                                   : by_type<Noise::kRademacher>(args, type, stream);
+  return noise == Noise::kGaussian ? add<Noise::kGaussian>(args, type, stream)
+                                   : add<Noise::kRademacher>(args, type, stream);
 }
 
 }  // namespace zo::cuda

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "by_type.cuh"
 #include "elementwise.cuh"
 #include "grid.cuh"
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "by_type.cuh"
 #include "fused_ops.cuh"
 #include "grid.cuh"
 

@@ -4,6 +4,7 @@
 // workspace stays small, blocks are launched in groups, each followed by its sums.
 #include <algorithm>
 
+#include "by_type.cuh"
 #include "grid.cuh"
 #include "kron.cuh"
 
@@ -91,15 +92,7 @@ int64_t kron_score_blocks(int64_t blocks, int64_t widest) {
 
 cudaError_t launch_kron(const Kron& args, Type type, cudaStream_t stream) {
   if (args.x == nullptr) return launch<Float32>(args, stream);
-  switch (type) {
-    case Type::kFloat32:
-      return launch<Float32>(args, stream);
-    case Type::kBFloat16:
-      return launch<BFloat16>(args, stream);
-    case Type::kFloat16:
-      return launch<Float16>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return by_type(type, [&](auto element) { return launch<decltype(element)>(args, stream); });
 }
 
 }  // namespace zo::cuda

@@ -1,7 +1,5 @@
 // lowrank_add_ and lowrank_add_out.
-#include <algorithm>
-
-#include "launch.h"
+#include "by_type.cuh"
 #include "lowrank.cuh"
 
 namespace zo::cuda {
@@ -43,15 +41,7 @@ cudaError_t launch(const LowRank& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_lowrank_add(const LowRank& args, Type type, cudaStream_t stream) {
-  switch (type) {
-    case Type::kFloat32:
-      return launch<Float32>(args, stream);
-    case Type::kBFloat16:
-      return launch<BFloat16>(args, stream);
-    case Type::kFloat16:
-      return launch<Float16>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return by_type(type, [&](auto element) { return launch<decltype(element)>(args, stream); });
 }
 
 }  // namespace zo::cuda

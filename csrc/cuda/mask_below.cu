@@ -1,6 +1,7 @@
 // mask_below_.
 #include <algorithm>
 
+#include "by_type.cuh"
 #include "grid.cuh"
 #include "mask_below.cuh"
 
@@ -35,15 +36,7 @@ cudaError_t launch(uint8_t* bits, const void* x, const float* thresholds, int64_
 
 cudaError_t launch_mask_below(uint8_t* bits, const void* x, Type type, const float* thresholds, int64_t count,
                               cudaStream_t stream) {
-  switch (type) {
-    case Type::kFloat32:
-      return launch<Float32>(bits, x, thresholds, count, stream);
-    case Type::kBFloat16:
-      return launch<BFloat16>(bits, x, thresholds, count, stream);
-    case Type::kFloat16:
-      return launch<Float16>(bits, x, thresholds, count, stream);
-  }
-  return cudaErrorInvalidValue;
+  return by_type(type, [&](auto element) { return launch<decltype(element)>(bits, x, thresholds, count, stream); });
 }
 
 }  // namespace zo::cuda

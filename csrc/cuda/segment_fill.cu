@@ -1,7 +1,7 @@
 // segment_noise_fill_.
 #include <algorithm>
 
-#include "launch.h"
+#include "by_type.cuh"
 #include "segment_fill.cuh"
 
 namespace zo::cuda {
@@ -32,15 +32,7 @@ cudaError_t launch(const SegmentFill& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_segment_fill(const SegmentFill& args, Type type, cudaStream_t stream) {
-  switch (type) {
-    case Type::kFloat32:
-      return launch<Float32>(args, stream);
-    case Type::kBFloat16:
-      return launch<BFloat16>(args, stream);
-    case Type::kFloat16:
-      return launch<Float16>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return by_type(type, [&](auto element) { return launch<decltype(element)>(args, stream); });
 }
 
 }  // namespace zo::cuda

@@ -4,7 +4,7 @@
 // l, l + 256, ...) and a tree over the lanes. Lanes of tiles are independent, so they are the work of the first kernel,
 // which leaves 256 results a segment; the second does the trees. Nothing depends on how many tiles the segments have
 // together, so their lengths need not be known on the host.
-#include "launch.h"
+#include "by_type.cuh"
 #include "segments.cuh"
 
 namespace zo::cuda {
@@ -128,15 +128,9 @@ cudaError_t dot(const Segments& args, const Factor& factor, double* workspace, d
                ? launch<NoiseSource<T, Noise::kGaussian>>(args, factor, workspace, out, stream)
                : launch<NoiseSource<T, Noise::kRademacher>>(args, factor, workspace, out, stream);
   }
-  switch (factor.y_type) {
-    case Type::kFloat32:
-      return launch<DotSource<T, Float32>>(args, factor, workspace, out, stream);
-    case Type::kBFloat16:
-      return launch<DotSource<T, BFloat16>>(args, factor, workspace, out, stream);
-    case Type::kFloat16:
-      return launch<DotSource<T, Float16>>(args, factor, workspace, out, stream);
-  }
-  return cudaErrorInvalidValue;
+  return by_type(factor.y_type, [&](auto element) {
+    return launch<DotSource<T, decltype(element)>>(args, factor, workspace, out, stream);
+  });
 }
 
 }  // namespace
@@ -154,28 +148,14 @@ int64_t dot_workspace(int64_t segments) { return segments * table::LANES * Dot::
 
 cudaError_t launch_segment_stats(const Segments& args, Type type, double* workspace, double* out,
                                  cudaStream_t stream) {
-  switch (type) {
-    case Type::kFloat32:
-      return launch<StatsSource<Float32>>(args, {}, workspace, out, stream);
-    case Type::kBFloat16:
-      return launch<StatsSource<BFloat16>>(args, {}, workspace, out, stream);
-    case Type::kFloat16:
-      return launch<StatsSource<Float16>>(args, {}, workspace, out, stream);
-  }
-  return cudaErrorInvalidValue;
+  return by_type(type, [&](auto element) {
+    return launch<StatsSource<decltype(element)>>(args, {}, workspace, out, stream);
+  });
 }
 
 cudaError_t launch_segment_dot(const Segments& args, Type type, const Factor& factor, double* workspace,
                                double* out, cudaStream_t stream) {
-  switch (type) {
-    case Type::kFloat32:
-      return dot<Float32>(args, factor, workspace, out, stream);
-    case Type::kBFloat16:
-      return dot<BFloat16>(args, factor, workspace, out, stream);
-    case Type::kFloat16:
-      return dot<Float16>(args, factor, workspace, out, stream);
-  }
-  return cudaErrorInvalidValue;
+  return by_type(type, [&](auto element) { return dot<decltype(element)>(args, factor, workspace, out, stream); });
 }
 
 }  // namespace zo::cuda

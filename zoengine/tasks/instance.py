@@ -16,8 +16,8 @@ class Instance:
     Attributes:
         prompt: the text before the option, as the reference prompts write it. Its outer spaces are not significant;
             newlines are.
-        options: what may follow the prompt, each with its leading space or newline. A generation has one, the completion
-            to learn.
+        options: what may follow the prompt, each with its leading space or newline. A generation has one, the
+            completion to learn.
         gold: indices of the right options; a classification has exactly one, its label.
         answers: of a generation, every accepted answer.
         texts: the raw sentence, or pair of sentences, for models with a head and for masked prompts.
