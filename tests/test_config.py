@@ -97,6 +97,84 @@ def test_no_file(tmp_path):
         config.load(tmp_path)
 
 
+@pytest.fixture
+def family(tmp_path):
+    """A file, what it inherits, and a third with another scheme of tuning."""
+    bases = tmp_path / "bases"
+    bases.mkdir()
+    (bases / "deep.yaml").write_text("model: {path: deep}\ntuning: {lora_target_modules: [a, b, c]}\nrun: {seed: 3, steps: 5}")
+    (bases / "base.yaml").write_text("inherit: deep.yaml\nmodel: {dtype: bfloat16}\nrun: {output_dir: out}")
+    (bases / "lora.yaml").write_text("tuning: {kind: lora, lora_r: 4}\nmethod: {zo_eps: 0.01}")
+    (tmp_path / "run.yaml").write_text("""
+inherit: bases/base.yaml
+tuning: {lora_target_modules: [x, y]}
+method: {lr: 1e-7}
+sweep: {method.lr: [1e-6, 1e-7]}
+rows:
+  plain: {}
+  lora: {inherit: bases/lora.yaml, tuning: {lora_alpha: 8.0}}
+  momentum: {method: {name: mezo-momentum}, run: {output_dir: "runs/{row}/{model.path}-{run.seed}"}}
+""")
+    return tmp_path
+
+
+def test_a_file_is_laid_over_what_it_inherits(family):
+    found = config.load(family / "run.yaml", row="plain")
+    assert (found.model.path, found.model.dtype) == ("deep", "bfloat16")
+    assert (found.run.seed, found.run.steps, found.run.output_dir) == (3, 5, "out")
+    assert found.tuning.lora_target_modules == ["x", "y"], "a list is replaced, not merged"
+    later = family / "later.yaml"
+    later.write_text("inherit: [bases/base.yaml, bases/other.yaml]\nmethod: {lr: 1.0}")
+    (family / "bases" / "other.yaml").write_text("run: {seed: 4}")
+    assert config.load(later).run.seed == 4, "of two files the later wins"
+
+
+def test_a_row_is_laid_over_its_file_and_overrides_over_the_row(family):
+    found = config.load(family / "run.yaml", row="lora")
+    assert (found.tuning.kind, found.tuning.lora_r, found.tuning.lora_alpha) == ("lora", 4, 8.0)
+    assert (found.method["zo_eps"], found.method["lr"]) == (0.01, 1e-7)
+    assert config.load(family / "run.yaml", ["tuning.lora_r=2"], row="lora").tuning.lora_r == 2
+
+
+def test_the_folder_may_name_the_row_and_keys(family):
+    found = config.load(family / "run.yaml", ["model.path=some/name", "run.seed=8"], row="momentum")
+    assert found.run.output_dir == "runs/momentum/name-8"
+    with pytest.raises(ConfigError, match=r"a value for model\.paht"):
+        config.load(family / "run.yaml", ["run.output_dir='{model.paht}'"], row="momentum")
+
+
+def test_the_folder_of_a_run_is_taken_as_it_is(path, tmp_path):
+    folder = tmp_path / "{row}"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.dump(config.load(path)), encoding="utf-8")
+    assert config.load(folder).run.output_dir == str(folder)
+
+
+def test_what_can_be_wrong_with_rows_and_inheriting(family):
+    def caught(text, row=None):
+        (family / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError) as error:
+            config.load(family / "bad.yaml", row=row)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    rows = "rows: {one: {}, two: {}}"
+    assert "--row NAME: one, two" in caught(rows)
+    assert "no row 'three'" in caught(rows, "three") and "one, two" in caught(rows, "three")
+    assert "no row 'one'" in caught("run: {steps: 1}", "one") and "none" in caught("run: {steps: 1}", "one")
+    assert "rows must map names" in caught("rows: [one]")
+    assert "rows must map names" in caught("rows: {one: 1}")
+    assert "inherit takes a file" in caught("inherit: {a: b}")
+    missing = caught("inherit: bases/none.yaml")
+    assert "no config file" in missing and "none.yaml" in missing and "bad.yaml inherits" in missing
+    (family / "back.yaml").write_text("inherit: bad.yaml")
+    cycle = caught("inherit: back.yaml")
+    assert "inherits itself" in cycle and cycle.count("bad.yaml") == 2 and "back.yaml" in cycle
+    assert "inherits itself" in caught("rows: {one: {inherit: bad.yaml}}", "one")
+    (family / "bases" / "broken.yaml").write_text("run: {\n steps: [1}")
+    assert "broken.yaml, line 2" in caught("inherit: bases/broken.yaml")
+
+
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 

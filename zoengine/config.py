@@ -5,8 +5,6 @@ Only the fields of the method are declared elsewhere: they are its own ``Fields`
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,15 +12,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from zoengine import methods
+from zoengine import config_files, methods
+from zoengine.config_files import ConfigError
 from zoengine.methods.fields import build, nearest, of_run
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, what it takes and what was given."""
 
 
 class _Section(BaseModel):
@@ -120,42 +115,32 @@ class Config(_Section):
         return data
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = (), row: str | None = None) -> Config:
     """The configuration in a YAML file, or of the run in a folder, with overrides such as ``run.steps=200``.
 
-    Raises:
-        ConfigError: the file cannot be read, or a key or value is not as declared here.
-    """
-    return check(read(path, overrides, Config))
-
-
-def read(path: str | Path, overrides: Sequence[str], root: type[BaseModel]) -> dict[str, Any]:
-    """What stands in the file, or in the run's folder, with overrides; nothing is checked yet.
+    A file's ``sweep`` is for ``zoengine sweep``; here it is left aside.
 
     Raises:
-        ConfigError: the file cannot be read or is no mapping (of the sections of ``root``).
+        ConfigError: the file cannot be read, a key or value is not as declared here, or there is no such row.
     """
-    path, folder = Path(path), None
-    if (path / "config.yaml").is_file():
-        path, folder = path / "config.yaml", path
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"there is no config file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    values = _parse(text, str(path))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(root.model_fields)}")
-    if folder is not None:
-        overrides = [f"run.output_dir={json.dumps(str(folder))}", *overrides]  # it may have been moved
-    return _overridden(values, overrides)
+    values = read(path, overrides, Config, row)
+    values.pop("sweep", None)
+    return check(values)
+
+
+def read(path: str | Path, overrides: Sequence[str], root: type[BaseModel], row: str | None = None) -> dict[str, Any]:
+    """What :func:`zoengine.config_files.read` finds, in a file with the sections of ``root``; nothing is checked yet.
+
+    Raises:
+        ConfigError: the file, or one that it inherits, cannot be read or is no mapping, or there is no such row.
+    """
+    return config_files.read(path, overrides, root.model_fields, row)
 
 
 def for_model(path: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration with which the model ``path`` is measured, not trained; overrides as in :func:`load`."""
     values = {"model": {"path": path}, "method": {"lr": 0.0}, "run": {"output_dir": ".", "steps": 1}}
-    return check(_overridden(values, overrides))
+    return check(config_files.overridden(values, overrides))
 
 
 def check(values: Mapping[str, Any]) -> Config:
@@ -183,46 +168,6 @@ def check(values: Mapping[str, Any]) -> Config:
 def dump(config: Config) -> str:
     """YAML that :func:`load` reads back to the same configuration."""
     return yaml.dump(config.model_dump(), Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with floats as people write them (``1e-6``; YAML 1.1 wants ``1.0e-6``) and no key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}, line {mark.line + 1}" if mark is not None else where
-        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {override!r} is not of the form key=value, for example run.steps=200")
-        *sections, last = key.split(".")
-        place = values
-        for depth, section in enumerate(sections, start=1):
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"override {override!r}: {'.'.join(sections[:depth])} is no section but {place!r}")
-        place[last] = _parse(text, f"override {override!r}")
-    return values
 
 
 def message(error: ValidationError, root: type[BaseModel]) -> str:
