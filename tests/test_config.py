@@ -102,7 +102,9 @@ def family(tmp_path):
     """A file, what it inherits, and a third with another scheme of tuning."""
     bases = tmp_path / "bases"
     bases.mkdir()
-    (bases / "deep.yaml").write_text("model: {path: deep}\ntuning: {lora_target_modules: [a, b, c]}\nrun: {seed: 3, steps: 5}")
+    (bases / "deep.yaml").write_text(
+        "model: {path: deep}\ntuning: {lora_target_modules: [a, b, c]}\nrun: {seed: 3, steps: 5}"
+    )
     (bases / "base.yaml").write_text("inherit: deep.yaml\nmodel: {dtype: bfloat16}\nrun: {output_dir: out}")
     (bases / "lora.yaml").write_text("tuning: {kind: lora, lora_r: 4}\nmethod: {zo_eps: 0.01}")
     (tmp_path / "run.yaml").write_text("""

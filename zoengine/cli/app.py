@@ -27,6 +27,7 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values to change, such as method.lr=1e-6")
 ]
+Row = Annotated[str | None, typer.Option("--row", metavar="NAME", help="which of the rows that the file holds")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
@@ -50,6 +51,7 @@ def _options(
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file, see configs/; to resume, the run's folder will do")],
     overrides: Overrides = None,
+    row: Row = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="remove an earlier run from the output folder")
@@ -60,7 +62,7 @@ def train(
     from zoengine.config import load
 
     with reported(debug):
-        checked = load(config, overrides or [])
+        checked = load(config, overrides or [], row)
         if resume and overwrite:
             raise typer.BadParameter("--resume and --overwrite exclude each other")
         need_hf()
@@ -86,6 +88,7 @@ def train(
 def evaluate(
     target: Annotated[str, typer.Argument(help="folder of a run, a config file, or a model (name or folder)")],
     overrides: Overrides = None,
+    row: Row = None,
     split: Annotated[str, typer.Option(help="eval or test")] = "eval",
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,
     debug: Debug = False,
@@ -96,7 +99,7 @@ def evaluate(
         quiet()
         from zoengine.trainer.evaluate import evaluate as measure
 
-        found = measure(target, overrides or [], split)
+        found = measure(target, overrides or [], split, row)
     if as_json:
         typer.echo(json.dumps(found))
     else:

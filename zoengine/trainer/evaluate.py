@@ -12,23 +12,27 @@ from zoengine.trainer.build import build_task, classes, pick_device, read_splits
 from zoengine.trainer.run import RunError
 
 
-def evaluate(target: str, overrides: Sequence[str], split: str) -> dict[str, Any]:
+def evaluate(target: str, overrides: Sequence[str], split: str, row: str | None = None) -> dict[str, Any]:
     """Accuracy, loss and n of ``target`` on ``split`` ("eval" or "test"), with the model's place and the split's hash.
 
     Args:
         target: the folder of a run (its final weights, or its last checkpoint), a config file (the model it names,
             untouched), or a model as ``model.path`` takes it.
         overrides: ``key=value``, as for training.
+        row: which row of a config file.
 
     Raises:
         RunError: a run without weights, or a split that is not there.
         ConfigError, DataError, ModelError, TaskError: something named is missing or does not fit.
     """
     path = Path(target)
+    is_file = path.suffix in (".yaml", ".yml")
+    if row is not None and not is_file:
+        raise RunError(f"--row chooses a row of a config file, and {target} is none")
     if (path / "config.yaml").is_file():
         settings, weights = config.load(path, overrides), _weights(path)
-    elif path.suffix in (".yaml", ".yml"):
-        settings, weights = config.load(path, overrides), None
+    elif is_file:
+        settings, weights = config.load(path, overrides, row), None
     else:
         settings, weights = config.for_model(target, overrides), None
     if split not in ("eval", "test"):
