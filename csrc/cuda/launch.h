@@ -1,4 +1,4 @@
-// How the kernels are started. No torch here: everything that knows torch stands in ops.cpp.
+// How the kernels are started. No torch here: everything that knows torch stands in ops*.cpp.
 //
 // Each function enqueues its kernels on `stream` of the current device, neither allocates nor synchronises, and returns
 // the launch error.

@@ -1,5 +1,5 @@
 // What one thread adds up of a tile of 1024 elements of a segment, in the order of `ordered_sum` in
-// zoengine/ops/reference.py: a tile has 256 lanes of 4 elements, 256 apart, then a halving tree over the lanes.
+// zoengine/ops/reference/segments.py: a tile has 256 lanes of 4 elements, 256 apart, then a halving tree over lanes.
 //
 // A warp takes a tile. Thread t holds the lanes t, t + 32, ..., t + 224: the upper three levels of the tree stay within
 // the thread, the lower five are warp shuffles, and 32 neighbouring elements are one access. Host code too, for tests.
