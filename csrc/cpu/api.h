@@ -154,7 +154,7 @@ struct Kernels {
   void (*count_digits)(const float* x, int64_t count, uint32_t prefix, int digit, int64_t* counts);
   // Up to kTile values to fp32.
   void (*to_float[kDtypes])(const void* values, float* out, int64_t count);
-  // Over kTile values, in the order of `ordered_sum` in zoengine/ops/reference.py.
+  // Over kTile values, in the order of `ordered_sum` in zoengine/ops/reference/segments.py.
   double (*dot_tile)(const float* x, const float* y);
   // The first `count` values are the segment's, the rest are 0. Low and high are NaN if any value is.
   Stats (*stats_tile)(const float* x, int64_t count);
