@@ -12,7 +12,8 @@ from zoengine.directions import FoldAndUpdate, Noise
 
 MODES = ("inplace", "shadow")
 DTYPES = (torch.float32, torch.bfloat16)
-LR = {"mezo-adam": 1e-2, "zo-adamm": 1.5e-3, "zo-signsgd": 1e-2, "sparse-mezo": 1e-2, "loren": 1e-3}  # else 3e-3
+LR = {"mezo-adam": 1e-2, "zo-adamm": 1.5e-3, "zo-signsgd": 1e-2, "sparse-mezo": 1e-2}  # else 3e-3
+LR |= {"loren": 1e-3, "loren-official": 1e-3}
 
 CANDIDATES = ("mezo-gv", "mezo-greedy", "subzero-gv", "subzero-greedy")
 OPTIONS = {
@@ -41,7 +42,7 @@ REFUSED = {
         **dict.fromkeys(CANDIDATES, "weighting=mean"),
     },
 }
-REFUSED["fitness"] = {**REFUSED["rloo"], "loren": "weighting must be one of rloo"}
+REFUSED["fitness"] = {**REFUSED["rloo"], **dict.fromkeys(("loren", "loren-official"), "weighting must be one of rloo")}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -255,7 +256,11 @@ class _Failing:
         return self.problem() if self.left else 1 / 0
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# The published code of LOREN changes its covariance between the queries of a step: tests/test_loren.py has how.
+APPLIES_OTHERS = ("loren-official",)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in APPLIES_OTHERS])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_direction_that_is_applied_is_the_one_that_was_measured(name, mode):
     """Every noise term, made by the transform when it is queried and again when it is applied: the same bits."""
@@ -348,17 +353,18 @@ def _trained(problem: Problem) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("mode", MODES)
 def test_weight_decay_acts_once_a_step_on_matrices_alone(name, mode):
-    """A constant loss leaves the decay: every method finds no slope."""
+    """A constant loss leaves the decay: every method finds no slope. LOREN's published code decays once a query."""
     problem = Problem()
     before = problem.weights()
     optimizer = problem.optimizer(name, mode=mode, weight_decay=0.25, **{key: 0.5 for key in rates(name)})
     for _ in range(4):
         optimizer.full_closure = lambda: 1.0
         optimizer.step(lambda: 1.0)
+    times = 4 * optimizer.fields.n_queries if name == "loren-official" else 4
     frozen = optimizer.transform.bits[0] if name.startswith("sparse-mezo") else None
     for s in optimizer.arena.segments:
         expected, keep = before[s.name], 0.875
-        for _ in range(4 if s.ndim >= 2 else 0):
+        for _ in range(times if s.ndim >= 2 else 0):
             moved = expected * keep
             if frozen is not None:
                 i = torch.arange(s.start, s.start + s.numel)

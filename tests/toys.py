@@ -143,6 +143,7 @@ FIELDS = {
     "subzero-greedy": {"rank": 2, "update_interval": 3},
     "sparse-mezo": {"sparsity": 0.5, "mask_interval": 3},
     "loren": {"n_queries": 4, "lr_cov": 0.1},
+    "loren-official": {"n_queries": 4, "lr_cov": 0.1, "weight_decay": 0.1},  # a moves by its decay
     "conmezo": {"steps": 20},
     "mezo-adam/recomputed": {"moments": "recomputed", "adam_window": 3},
     "mezo-gv/history": {"gv_history": True},

@@ -10,6 +10,7 @@ from zoengine.methods.fields import FieldError, Fields, nearest
 from zoengine.methods.first_order import FTSGD, FirstOrder, FTAdamW
 from zoengine.methods.hizoo import HiZOO
 from zoengine.methods.loren import LOREN
+from zoengine.methods.loren_official import LORENOfficial
 from zoengine.methods.lozo import LOZO, LOZOM
 from zoengine.methods.mezo import MeZO
 from zoengine.methods.mezo_adam import MeZOAdam, ZOAdaMM
@@ -34,6 +35,7 @@ __all__ = [
     "Fields",
     "FirstOrder",
     "HiZOO",
+    "LORENOfficial",
     "MeZO",
     "MeZOAdam",
     "MeZOGV",
@@ -61,7 +63,7 @@ _METHODS: dict[str, type[ZOOptimizer | FirstOrder]] = {
     for method in (
         MeZO, MeZOMomentum, MeZOAdam, ZOAdaMM, ZOAdaMU, ZOSignSGD, MeZOSVRG, LOZO, LOZOM, HiZOO, SubZero, SparseMeZO,
         RoZO, RoZOMomentum,
-        ZOFinetuner, LOREN, ConMeZO, MeZOGV, MeZOGreedy, SubZeroGV, SubZeroGreedy, FTSGD, FTAdamW,
+        ZOFinetuner, LOREN, LORENOfficial, ConMeZO, MeZOGV, MeZOGreedy, SubZeroGV, SubZeroGreedy, FTSGD, FTAdamW,
     )
 }  # fmt: skip
 

@@ -14,8 +14,8 @@ from zoengine.transforms import Dense, Kron
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LORENFields(Fields):
-    """Fields of LOREN."""
+class CovarianceFields(Fields):
+    """Fields of methods that learn the covariance of one-sided queries: LOREN, and as its authors' code has it."""
 
     n_queries: int = dataclasses.field(default=6, metadata={"help": "one-sided directions per step, at least 2"})
     two_sided: bool = dataclasses.field(default=False, metadata={"help": "always false: queries are one-sided"})
@@ -23,9 +23,6 @@ class LORENFields(Fields):
     beta1: float = dataclasses.field(default=0.9, metadata={"help": "heavy-ball momentum of matrices, in [0, 1)"})
     damping: float = dataclasses.field(default=0.1, metadata={"help": "rho of the covariance (rho I + a a')^-1"})
     lr_cov: float = dataclasses.field(default=1e-3, metadata={"help": "learning rate of the vectors a"})
-    loren_adv_a: Literal["rloo", "standardised"] = dataclasses.field(
-        default="rloo", metadata={"help": "weights that a learns from: as for the weights, or over their deviation"}
-    )
 
     def __post_init__(self) -> None:
         require(
@@ -42,6 +39,15 @@ class LORENFields(Fields):
         require(0 <= self.beta1 < 1, self, "beta1", "in [0, 1)")
         require(self.damping > 0, self, "damping", "greater than 0")
         require(self.lr_cov >= 0, self, "lr_cov", "at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LORENFields(CovarianceFields):
+    """Fields of LOREN."""
+
+    loren_adv_a: Literal["rloo", "standardised"] = dataclasses.field(
+        default="rloo", metadata={"help": "weights that a learns from: as for the weights, or over their deviation"}
+    )
 
 
 class LOREN(ZOOptimizer):

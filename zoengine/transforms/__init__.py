@@ -6,6 +6,7 @@ A method picks one; the evaluation modes use it without knowing which. A new tra
 
 from zoengine.transforms.dense import Dense, Diagonal, Masked, Scaled
 from zoengine.transforms.kron import Kron
+from zoengine.transforms.kron_tiled import KronTiled
 from zoengine.transforms.lowrank import LowRank, Lozo, Subspace, is_adapter, square_shape
 from zoengine.transforms.states import States
 from zoengine.transforms.structured import Part, Structured, matrix_shape
@@ -14,6 +15,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Kron",
+    "KronTiled",
     "LowRank",
     "Lozo",
     "Masked",

@@ -18,7 +18,7 @@ from zoengine.transforms.structured import Part, Structured, matrix_shape
 
 
 @dataclass(frozen=True)
-class _Vectors:
+class Vectors:
     """The vectors a of a part's matrices: packed values, where each starts, and which matrix each element is of."""
 
     a: Tensor
@@ -27,6 +27,18 @@ class _Vectors:
     starts: Tensor
     lengths: Tensor
     matrix: Tensor
+
+    @classmethod
+    def drawn(cls, part: Part, table: ops.Matrices, seed: int) -> Vectors:
+        """a ~ N(0, 1), one element per column, on stream 5 at the first indices of each segment."""
+        device = table.table.device
+        lengths = torch.tensor([n for _, n in part.shapes])
+        starts = lengths.cumsum(0) - lengths
+        a = torch.empty(int(lengths.sum()), device=device)
+        indices = [s.index for s in part.segments]
+        ops.segment_noise_fill_(a, seed, starts, lengths, indices, stream=STREAM_STATE)
+        matrix = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        return cls(a, torch.zeros_like(a), table, starts.to(device), lengths.to(device), matrix.to(device))
 
 
 class Kron(Structured):
@@ -106,21 +118,15 @@ class Kron(Structured):
             score = -(v.double() - (kappa * along)[vectors.matrix] * a.double()) / t[vectors.matrix]
             a.copy_(a.double() - lr * score)
 
-    def _root(self, vectors: _Vectors) -> Tensor:
+    def _root(self, vectors: Vectors) -> Tensor:
         """t = sqrt(rho + |a|^2) per matrix, float64."""
         return (self.damping + ops.segment_stats(vectors.a, vectors.starts, vectors.lengths)[:, 1]).sqrt()
 
-    def _kappa(self, vectors: _Vectors) -> Tensor:
+    def _kappa(self, vectors: Vectors) -> Tensor:
         t = self._root(vectors)
         return 1.0 / (t * (t + self.damping**0.5))
 
-    def _new_vectors(self, part: Part, seed: int) -> _Vectors:
+    def _new_vectors(self, part: Part, seed: int) -> Vectors:
         device = self.arena.buffers[part.span.buffer].device
         table = ops.Matrices.for_kron([s.start - part.span.start for s in part.segments], part.shapes, device)
-        lengths = torch.tensor([n for _, n in part.shapes])
-        starts = lengths.cumsum(0) - lengths
-        a = torch.empty(table.sizes[0], device=device)
-        indices = [s.index for s in part.segments]
-        ops.segment_noise_fill_(a, seed, starts, lengths, indices, stream=STREAM_STATE)
-        matrix = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        return _Vectors(a, torch.zeros_like(a), table, starts.to(device), lengths.to(device), matrix.to(device))
+        return Vectors.drawn(part, table, seed)
