@@ -18,6 +18,8 @@ import triton
 import triton_aot as aot
 from triton.compiler import ASTSource
 from zoengine.kernels import launch
+from zoengine.kernels.mask_below import mask_below_kernel
+from zoengine.kernels.noise_fill import noise_fill_kernel
 
 from zoengine import kernels, ops
 from zoengine.noise import table
@@ -211,8 +213,41 @@ def test_segment_noise_fill(noise):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_counts_and_masks(dtype):
-    x = torch.randn(5003).to(dtype)
+    x = torch.randn(5120).to(dtype)  # the last program has one whole tile and nothing of the next
     x[::7] = float("nan")
     prefixes = x[1:3].float().abs().view(torch.int32).long() >> 19
     check("segment_histogram", x, torch.tensor([0, 4097]), torch.tensor([4097, 900]), prefixes, 1)
-    check("mask_below_", torch.zeros(626, dtype=torch.uint8), x, torch.rand(5))
+    check("mask_below_", torch.zeros(640, dtype=torch.uint8), x, torch.rand(5))
+
+
+FAR = 2**22  # a program whose elements a 32-bit number cannot count
+
+
+def run_far(kernel, values: dict[str, object], shifts: dict[str, int]) -> None:
+    """Program ``FAR`` alone, on tensors that begin ``shifts`` elements before what there is of them."""
+    options = launch.compile_options(True)
+    text = compile_for(kernel, values, options)
+    tensors = [v for v in values.values() if isinstance(v, torch.Tensor)]
+    values = {n: v.data_ptr() - shifts[n] * v.element_size() if n in shifts else v for n, v in values.items()}
+    passed = [values[p.name] for p in kernel.params if not p.is_constexpr]
+    ptx.Block(text, passed, tensors, (FAR + 1,), 32 * options["num_warps"]).run((FAR,))
+
+
+def test_elements_beyond_32_bits():
+    config = launch.noise_config(table.GAUSSIAN)
+    out, expected, seed = torch.empty(config.span), torch.empty(config.span), torch.tensor([-5])
+    numbers = {"n": (FAR + 1) * config.span, "offset": 0, "first": 0, "step": 1, "stream": 3}
+    constants = {"NOISE": table.GAUSSIAN, "EDGE": False, "TILES": config.tiles, "ROWS": config.rows, "PTX": True}
+    run_far(
+        noise_fill_kernel, {"out_ptr": out, "seed_ptr": seed, **numbers, **constants}, {"out_ptr": FAR * out.numel()}
+    )
+    reference.noise_fill_(expected, seed, FAR * config.span, 3, table.GAUSSIAN)
+    assert same(out, expected)
+
+    x, thresholds, bits = torch.randn(4096), torch.rand(4), torch.zeros(512, dtype=torch.uint8)
+    tensors = {"bits_ptr": bits, "x_ptr": x, "thresholds_ptr": thresholds}
+    shifts = {name: FAR * t.numel() for name, t in tensors.items()}
+    run_far(mask_below_kernel, {**tensors, "n": (FAR + 1) * 4096, "TILES": 4, "PTX": True}, shifts)
+    expected = torch.zeros_like(bits)
+    reference.mask_below_(expected, x, thresholds)
+    assert same(bits, expected)
