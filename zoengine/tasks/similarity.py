@@ -23,7 +23,7 @@ class LabelSimilarity(LabelledTexts):
     tokenizer: any Hugging Face tokenizer. descriptions: one a label, in the labels' order; they go through the model
     with every batch, so training moves them too. scale: of the cosines, to make them logits. max_length: longer texts
     are cut on the right, special tokens stay; `truncated` counts them. Never more than the tokenizer's own
-    `model_max_length`. The model is one without a head, as `zoengine.models.load(..., classes=0)` gives it.
+    `model_max_length`. The model is one without a head, as `zoengine.models.load(..., head="none")` gives it.
     """
 
     def __init__(

@@ -19,15 +19,15 @@ def load_model(config: Config, device: str) -> tuple[Any, Any]:
     """(model, tokenizer) of ``config``, ready to be tuned as it says."""
     tuning = config.tuning
     return models.load(
-        config.model.path, classes=classes(config), dtype=config.model.dtype, device=device, seed=config.run.seed,
+        config.model.path, head=head(config), dtype=config.model.dtype, device=device, seed=config.run.seed,
         tuning=tuning.kind, lora_r=tuning.lora_r, lora_alpha=tuning.lora_alpha,
         lora_target_modules=tuning.lora_target_modules, parameters=tuning.parameters,
     )  # fmt: skip
 
 
-def classes(config: Config) -> int | None:
-    """What :func:`zoengine.models.load` takes: outputs of a head, 0 for the bare model, None for a language model."""
-    return {"classification": len(config.data.options), "label-similarity": 0}.get(config.task.name)
+def head(config: Config) -> str | int:
+    """The head that the task of ``config`` needs, as :func:`zoengine.models.load` takes it."""
+    return {"classification": len(config.data.options), "label-similarity": "none"}.get(config.task.name, "lm")
 
 
 def build_task(config: Config, tokenizer: Any) -> LabelledTexts:

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoengine import config, data, models
 from zoengine.trainer import checkpoint
-from zoengine.trainer.build import build_task, classes, pick_device, read_splits
+from zoengine.trainer.build import build_task, head, pick_device, read_splits
 from zoengine.trainer.run import RunError
 
 
@@ -57,12 +57,9 @@ def _weights(folder: Path) -> Path:
 
 def _load(settings: config.Config, weights: Path | None) -> tuple[Any, Any]:
     how = {
-        "dtype": settings.model.dtype, "device": pick_device(settings.model.device), "classes": classes(settings),
+        "dtype": settings.model.dtype, "device": pick_device(settings.model.device), "head": head(settings),
         "seed": settings.run.seed,
     }  # fmt: skip
     if weights is not None and (weights / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        model, tokenizer = models.load(settings.model.path, **how)
-        return PeftModel.from_pretrained(model, weights, use_safetensors=True).eval(), tokenizer
+        return models.load(settings.model.path, adapter=weights, **how)
     return models.load(weights or settings.model.path, **how)
