@@ -113,7 +113,7 @@ class TestKernels:
         seeds, _, coeffs = terms(count)
         x, score = draw(3200, dtype=dtype), torch.zeros_like(a) if with_score else None
         sr_seed = int64(6) if stochastic else None
-        common = (a, kappa, matrices.table, seeds, coeffs, one(0.9), sr_seed, score, 2**33 + 1024, noise)
+        common = (a, kappa, matrices.table, seeds, coeffs, one(0.9), sr_seed, score, 2**35 + 1024, noise)
         extents = (matrices.blocks, matrices.widest)
         check("kron_rows_", x, *common, *extents)
         if with_score and count == 1:
