@@ -1,0 +1,140 @@
+"""An entry for a user's own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from zoengine.methods.fields import nearest
+from zoengine.tasks.catalog.build import choice, classification, generation
+from zoengine.tasks.catalog.fields import Labels, Row, Template, text, texts
+from zoengine.tasks.entry import Entry, Kind
+from zoengine.tasks.instance import TaskError
+
+#: The metrics of each kind of task, the default first.
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy",), "choice": ("accuracy",), "generation": ("f1", "exact_match")
+}  # fmt: skip
+
+
+def custom(
+    *,
+    kind: Kind,
+    prompt: str,
+    options: Sequence[str] = (),
+    label: str = "label",
+    labels: Sequence[Any] | None = None,
+    answers: str = "answers",
+    text_columns: Sequence[str] | None = None,
+    metric: str | None = None,
+    name: str = "custom",
+    max_new_tokens: int = 50,
+) -> Entry:
+    """A task on rows with any columns.
+
+    Args:
+        kind: ``"classification"`` among fixed options, ``"choice"`` among options that each row has for itself, or
+            ``"generation"``.
+        prompt: a template with the names of columns in braces; a brace itself is written twice.
+        options: of a classification, the texts that may follow the prompt; of a choice, the columns with the
+            candidates, or the one column that holds a list of them; of a generation, none.
+        label: the column that says which option is right.
+        labels: what that column holds, in the options' order. None: 0, 1, ..., or the option's own text.
+        answers: of a generation, the column with the right answer or a list of them.
+        text_columns: one or two columns that models with a head read. None: those of the prompt, if one or two.
+        metric: None: accuracy, of a generation f1.
+
+    An option that begins with no white space gets a space before it where the prompt ends with a letter, a digit, a
+    column or one of ``. , : ; ? !``; so "It was" and "great" make "It was great". A Chinese or Japanese prompt or
+    option gets none, nor does a prompt that ends with a newline.
+
+    Raises:
+        TaskError: whatever does not fit together. A column that the prompt names and the rows lack is found when the
+            rows are read.
+    """
+    if kind not in METRICS:
+        raise TaskError(f"no kind of task {kind!r}{nearest(str(kind), METRICS)}")
+    _check_metric(kind, metric)
+    template = Template(prompt)
+    if not template.columns:
+        raise TaskError(f"the prompt {prompt!r} names no column; write {{text}} where the column text should stand")
+    if kind == "generation" and (options or labels):
+        raise TaskError("a generation has answers, no options and no labels; leave those out")
+    if kind == "classification" and (len(options) < 2 or len(set(options)) != len(options)):
+        raise TaskError(f"a classification needs at least two different options, not {list(options)}")
+    if kind == "classification" and labels is not None and len(labels) != len(options):
+        raise TaskError(f"{len(labels)} labels for {len(options)} options; give one for each, in the same order")
+    if kind == "choice" and not options:
+        raise TaskError("a choice needs options: columns with one candidate each, or one column that holds a list")
+    if not all(option.strip() for option in options):
+        raise TaskError(f"an option of {list(options)} is empty")
+    columns = template.columns
+
+    def fill(row: Row) -> str:
+        if not any(text(row, column).strip() for column in columns):
+            raise TaskError(f"every column of the prompt is empty: {', '.join(columns)}; remove the row or fill it")
+        return template.fill(row)
+
+    common: dict[str, Any] = {"num_train": None, "num_eval": None, "num_test": None}
+    if kind == "classification":
+        if text_columns is None:
+            text_columns = columns if len(columns) <= 2 else ()
+        if len(text_columns) > 2:
+            raise TaskError(f"text_columns are one or two, not {list(text_columns)}")
+        names = [str(value) for value in labels] if labels is not None else [option.strip() for option in options]
+        return classification(
+            name, prompt=fill, options=[_spaced(template, option) for option in options],
+            columns=tuple(dict.fromkeys((*columns, *text_columns))), label=label, values=labels, labels=names,
+            texts=text_columns, metric=metric or "accuracy", **common,
+        )  # fmt: skip
+    if kind == "choice":
+        known = None if labels is None else Labels(labels)
+        return choice(
+            name, prompt=fill, options=lambda row: tuple(_spaced(template, c) for c in _candidates(row, options)),
+            gold=lambda row: _gold(row, label, known, _candidates(row, options)),
+            columns=tuple(dict.fromkeys((*columns, *options, label))), metric=metric or "accuracy", **common,
+        )  # fmt: skip
+    return generation(
+        name, prompt=fill, answers=lambda row: _answers(row, answers), columns=(*columns, answers),
+        completion=_spaced(template, "{answer}\n"), metric=metric or "f1", max_new_tokens=max_new_tokens, **common,
+    )  # fmt: skip
+
+
+def _check_metric(kind: str, metric: str | None) -> None:
+    known = dict.fromkeys(name for names in METRICS.values() for name in names)
+    if metric is not None and metric not in known:
+        raise TaskError(f"no metric {metric!r}{nearest(metric, known)}")
+    if metric is not None and metric not in METRICS[kind]:
+        raise TaskError(f"the metric {metric!r} does not fit a {kind}, which has {' or '.join(METRICS[kind])}")
+
+
+def _spaced(template: Template, option: str) -> str:
+    """The option with a space before it where it would otherwise be glued to the prompt's last word."""
+    prompt = template.template.rstrip(" ")
+    ends_a_word = prompt[-1:].isascii() and (prompt[-1:].isalnum() or prompt[-1:] in set(".,:;?!}"))
+    return f" {option}" if ends_a_word and option[:1].isascii() and not option[:1].isspace() else option
+
+
+def _candidates(row: Row, options: Sequence[str]) -> tuple[str, ...]:
+    found = texts(row, options[0]) if len(options) == 1 else tuple(text(row, column) for column in options)
+    if len(found) < 2:
+        raise TaskError(f"{len(found)} candidate in the column {options[0]!r}; a choice needs at least two")
+    return found
+
+
+def _gold(row: Row, label: str, known: Labels | None, candidates: tuple[str, ...]) -> tuple[int, ...]:
+    """One index, or several where the label column holds a list."""
+    found = row.get(label)
+    values = found if isinstance(found, (list, tuple)) else [found]
+    index = known or Labels(range(len(candidates)))
+    indices = [index.index({**row, label: value}, label) for value in values]
+    gold = tuple(dict.fromkeys(k for k in indices if k is not None))
+    if any(k >= len(candidates) for k in gold):
+        raise TaskError(f"label {found!r} in the column {label!r} is outside the {len(candidates)} candidates")
+    return gold
+
+
+def _answers(row: Row, column: str) -> tuple[str, ...]:
+    if isinstance(row.get(column), (list, tuple)):
+        return texts(row, column)
+    return () if column in row and row[column] is None else (text(row, column),)
