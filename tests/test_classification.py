@@ -12,16 +12,19 @@ peft = pytest.importorskip("peft")
 
 from zoengine import config, data, models  # noqa: E402
 from zoengine.config import ConfigError  # noqa: E402
-from zoengine.data import Example  # noqa: E402
 from zoengine.methods import create  # noqa: E402
 from zoengine.models import ModelError  # noqa: E402
-from zoengine.tasks import Classification, LabelSimilarity, TaskError  # noqa: E402
+from zoengine.tasks import Classification, Instance, LabelSimilarity, TaskError  # noqa: E402
 from zoengine.trainer import run as runs  # noqa: E402
 from zoengine.trainer.evaluate import evaluate  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EXAMPLES = [Example("a fine film", 1), Example("a long long dull film .", 0), Example("good", 1)]
+EXAMPLES = [
+    Instance(texts=("a fine film",), gold=(1,)),
+    Instance(texts=("a long long dull film .",), gold=(0,)),
+    Instance(texts=("good",), gold=(1,)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def test_what_the_task_refuses(encoder, tiny_run):
         with pytest.raises(TaskError, match=message):
             Classification(tokenizer, **fields)
     with pytest.raises(TaskError, match="label 2 of 'good'"):
-        Classification(tokenizer).encode(Example("good", 2))
+        Classification(tokenizer).encode(Instance(texts=("good",), gold=(2,)))
     with pytest.raises(TaskError, match="head=2"):
         Classification(tokenizer).evaluate(model, EXAMPLES)
     unpadded = transformers.AutoTokenizer.from_pretrained(tiny_run["model"]["path"])
@@ -132,7 +135,7 @@ def test_similarity_is_the_scaled_cosine(encoder, tuning):
         assert batch["input_ids"].shape == (5, 8) and batch["labels"].tolist() == [1, 0, 1]
         found = task.logits(model, batch)
         labels = torch.cat([embedding("dull"), embedding("a good film")])
-        expected = torch.cat([7.0 * embedding(example.text) @ labels.T for example in EXAMPLES])
+        expected = torch.cat([7.0 * embedding(example.texts[0]) @ labels.T for example in EXAMPLES])
         total, count = task.loss_sum(model, batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert count == 3 and total.item() == pytest.approx(
@@ -144,7 +147,7 @@ def test_similarity_is_the_scaled_cosine(encoder, tuning):
         with pytest.raises(TaskError, match=message):
             LabelSimilarity(tokenizer, **bad)
     with pytest.raises(TaskError, match="no description"):
-        task.encode(Example("x", 2))
+        task.encode(Instance(texts=("x",), gold=(2,)))
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

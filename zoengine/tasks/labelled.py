@@ -1,123 +1,74 @@
-"""What the tasks on labelled texts have in common: their data sets, their loss and their evaluation."""
+"""What the tasks have in common that give each example one of a few labels: their loss and their evaluation."""
 
-import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoengine.data import Example
-from zoengine.tasks.instance import TaskError
+from zoengine.tasks.base import Batch, Encoded, Progress, Task, measuring
+from zoengine.tasks.instance import Instance, TaskError
 
-_log = logging.getLogger(__name__)
-
-
-class Encoded(TypedDict):
-    """One tokenised example."""
-
-    input_ids: list[int]
-    labels: int
+__all__ = ["Encoded", "LabelledTexts", "TaskError"]
 
 
-class LabelledTexts(ABC):
-    """A task that gives each text one of a few labels, by the largest of their logits.
-
-    Attributes:
-        tokenizer: any Hugging Face tokenizer.
-        label_names: what to call the labels, in their order.
-        max_length: tokens at most.
-        truncated: how many texts were longer and have been cut.
-    """
-
-    tokenizer: Any
-    label_names: tuple[str, ...]
-    max_length: int
-    truncated: int
+class LabelledTexts(Task):
+    """A task that gives each example one of a few labels, by the largest of their logits."""
 
     @abstractmethod
-    def encode(self, example: Example) -> Encoded:
-        """Token ids of the example's text, and its label."""
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """fp32 (B, labels) in the model's present weights; -inf where an example has fewer labels."""
 
     @abstractmethod
-    def collate(self, examples: Sequence[Example | Encoded]) -> dict[str, Tensor]:
-        """A batch of B examples, encoded or not, among it ``labels`` (B,) int64."""
+    def names(self, item: Encoded) -> Sequence[str]:
+        """What to call the labels of an encoded example."""
 
-    @abstractmethod
-    def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """fp32 (B, number of labels) in the model's present weights."""
-
-    def dataset(self, examples: Sequence[Example]) -> list[Encoded]:
-        """All examples tokenised once: a map-style dataset for a DataLoader or a Trainer, with `collate` beside it."""
-        return [self.encode(example) for example in examples]
-
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        """(sum of the examples' losses, an fp32 scalar; number of examples): adds up right over unequal batches."""
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         return F.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the labels, an fp32 scalar."""
-        total, count = self.loss_sum(model, batch)
-        return total / count
-
-    @torch.inference_mode()
     def evaluate(
         self,
         model: nn.Module,
-        examples: Sequence[Example | Encoded],
+        examples: Sequence[Instance | Encoded],
         batch_size: int = 32,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, float]:
-        """{"accuracy", "loss" (mean), "n"} over `examples`, with dropout off and examples of like length together.
-
-        progress(done, total) is called after every batch, counting examples.
-        """
-        if not examples:
-            raise TaskError("evaluate was given no examples")
-        encoded = self._encoded(examples)
-        encoded.sort(key=lambda item: len(item["input_ids"]))
-        device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
-        try:
-            right, total, done = 0, 0.0, 0
-            for start in range(0, len(encoded), batch_size):
-                batch = {k: v.to(device) for k, v in self.collate(encoded[start : start + batch_size]).items()}
+        encoded = self.encoded(examples)
+        right, total, done = 0, 0.0, 0
+        with measuring(model):
+            for chosen in self.batches(encoded, batch_size):
+                batch = self.on_device(model, [encoded[k] for k in chosen])
                 logits = self.logits(model, batch)
                 right += int((logits.argmax(dim=1) == batch["labels"]).sum())
                 total += float(F.cross_entropy(logits, batch["labels"], reduction="sum"))
                 done += len(logits)
                 if progress is not None:
                     progress(done, len(encoded))
-        finally:
-            model.train(was_training)
         return {"accuracy": right / done, "loss": total / done, "n": done}
 
-    def _encoded(self, examples: Sequence[Example | Encoded]) -> list[Encoded]:
-        return [self.encode(item) if isinstance(item, Example) else item for item in examples]
+    def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
+        encoded = self.encoded(examples)
+        return [self.names(item)[k] for item, k in zip(encoded, self.choices(model, encoded, batch_size), strict=True)]
 
-    def _padded(self, encoded: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids (B, L) padded on the right with `pad`, lengths (B,) and labels (B,), all int64."""
-        if not encoded:
-            raise TaskError("collate was given no examples")
-        lengths = torch.tensor([len(item["input_ids"]) for item in encoded])
-        input_ids = torch.full((len(encoded), int(lengths.max())), pad, dtype=torch.int64)
-        for row, item in zip(input_ids, encoded, strict=True):
-            row[: len(item["input_ids"])] = torch.tensor(item["input_ids"])
-        return input_ids, lengths, torch.tensor([item["labels"] for item in encoded])
+    def choices(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[int]:
+        """The index of the label that the model gives each example."""
+        found: dict[int, int] = {}
+        with measuring(model):
+            for chosen in self.batches(encoded, batch_size):
+                logits = self.logits(model, self.on_device(model, [encoded[k] for k in chosen]))
+                found.update(zip(chosen, logits.argmax(dim=1).tolist(), strict=True))
+        return [found[k] for k in range(len(encoded))]
 
 
-def cut(task: LabelledTexts, text: str) -> list[int]:
-    """Token ids of `text`, with the tokenizer's special tokens, cut on the right to the task's `max_length`."""
-    ids = task.tokenizer(text, truncation=False, verbose=False)["input_ids"]
-    if len(ids) <= task.max_length:
-        return ids
-    if not task.truncated:
-        _log.warning(
-            "a text of %d tokens is longer than max_length=%d; it and all others like it are cut on the right",
-            len(ids), task.max_length,
-        )  # fmt: skip
-    task.truncated += 1
-    return task.tokenizer(text, truncation=True, max_length=task.max_length)["input_ids"]
+def label(instance: Instance, names: Sequence[Any], what: str) -> int:
+    """The gold label of a classification, which must be one of `names`.
+
+    Raises:
+        TaskError: there is not exactly one, or it is none of them; `what` says what the names are.
+    """
+    if len(instance.gold) != 1 or not 0 <= instance.label < len(names):
+        shown = (instance.texts or (instance.prompt,))[0]
+        given = f"label {instance.gold[0]}" if len(instance.gold) == 1 else f"labels {instance.gold}"
+        raise TaskError(f"{given} of {shown!r} has no {what} among {tuple(names)}")
+    return instance.label

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoengine.data import Example
-from zoengine.tasks.labelled import Encoded, LabelledTexts, TaskError, cut
+from zoengine.tasks.base import Batch, Encoded
+from zoengine.tasks.encoder_texts import Texts, labels, run
+from zoengine.tasks.instance import Instance, TaskError
+from zoengine.tasks.labelled import LabelledTexts, label
 
 
 class LabelSimilarity(LabelledTexts):
-    """Classify a text by the description, of one for each label, to which a model finds it most similar.
+    """Classify a text or a pair by the description, of one for each label, to which a model finds it most similar.
 
-    tokenizer: any Hugging Face tokenizer. descriptions: one a label, in the labels' order; they go through the model
-    with every batch, so training moves them too. scale: of the cosines, to make them logits. max_length: longer texts
-    are cut on the right, special tokens stay; `truncated` counts them. Never more than the tokenizer's own
-    `model_max_length`. The model is one without a head, as `zoengine.models.load(..., head="none")` gives it.
+    tokenizer, max_length: see :class:`Texts`. descriptions: one a label, in the labels' order; they go through the
+    model with every batch, so training moves them too. scale: of the cosines, to make them logits. The model is one
+    without a head, as `zoengine.models.load(..., head="none")` gives it.
     """
 
     def __init__(
@@ -36,37 +37,50 @@ class LabelSimilarity(LabelledTexts):
     ) -> None:
         if len(set(descriptions)) != len(descriptions) or len(descriptions) < 2:
             raise TaskError(f"descriptions must be at least two different texts, not {tuple(descriptions)}")
-        if max_length < 3:
-            raise TaskError(f"max_length is {max_length}; a text with its special tokens needs at least 3 tokens")
-        self.tokenizer = tokenizer
+        self.texts = Texts(tokenizer, max_length)
         self.label_names = tuple(descriptions)
         self.scale = scale
-        self.max_length = min(max_length, tokenizer.model_max_length)
-        self.truncated = 0
-        self._described = [self.encode(Example(text, label)) for label, text in enumerate(descriptions)]
+        self._described = [self.texts.encode(Instance(texts=(text,))) for text in descriptions]
 
-    def encode(self, example: Example) -> Encoded:
-        """Token ids of the example's text, special tokens as the tokenizer adds them, and its label."""
-        if not 0 <= example.label < len(self.label_names):
-            raise TaskError(f"label {example.label} of {example.text!r} has no description among {self.label_names}")
-        return {"input_ids": cut(self, example.text), "labels": example.label}
+    @property
+    def max_length(self) -> int:
+        return self.texts.max_length
 
-    def collate(self, examples: Sequence[Example | Encoded]) -> dict[str, Tensor]:
+    @property
+    def truncated(self) -> int:
+        return self.texts.truncated
+
+    def encode(self, instance: Instance) -> Encoded:
+        """Token ids of the example's texts, special tokens as the tokenizer adds them, and its label."""
+        return {**self.texts.encode(instance), "labels": label(instance, self.label_names, "description")}
+
+    def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
         """A batch of B examples, encoded or not, with the C descriptions below them, padded to the longest, L tokens.
 
         Returns int64 tensors: input_ids and attention_mask (B + C, L), labels (B,).
         """
-        if not examples:
-            raise TaskError("collate was given no examples")
-        pad = self.tokenizer.pad_token_id or 0  # masked, so any valid id will do
-        input_ids, lengths, labels = self._padded([*self._encoded(examples), *self._described], pad)
-        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels[: len(examples)]}
+        encoded = self.encoded(examples)
+        return {**self.texts.collate([*encoded, *self._described]), "labels": labels(encoded)}
 
-    def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """fp32 (B, C): scale times the cosines, in the model's present weights."""
-        hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
+        hidden = run(model, batch).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(2).float()
         embedded = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
         texts = len(batch["labels"])
         return self.scale * embedded[:texts] @ embedded[texts:].T
+
+    def names(self, item: Encoded) -> Sequence[str]:
+        return self.label_names
+
+    def split(self, batch: Batch) -> tuple[Batch, Batch] | None:
+        """Two halves of the texts, each with all descriptions."""
+        texts = len(batch["labels"])
+        if texts < 2:
+            return None
+        return self._part(batch, slice(texts // 2)), self._part(batch, slice(texts // 2, texts))
+
+    @staticmethod
+    def _part(batch: Batch, chosen: slice) -> Batch:
+        below = slice(len(batch["labels"]), None)
+        return {k: v[chosen] if k == "labels" else torch.cat([v[chosen], v[below]]) for k, v in batch.items()}

@@ -9,7 +9,7 @@ import torch
 from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError
 from zoengine.data import Example
-from zoengine.tasks import Classification, LabelledTexts, LabelSimilarity, PromptClassification
+from zoengine.tasks import Classification, Instance, LabelledTexts, LabelSimilarity, OptionLikelihood
 
 EMBEDDED = "movie-reviews"
 _SPLITS = {"train": "train", "eval": "dev", "test": "test"}
@@ -37,9 +37,12 @@ def build_task(config: Config, tokenizer: Any) -> LabelledTexts:
         return Classification(tokenizer, options=config.data.options, max_length=task.max_length)
     if task.name == "label-similarity":
         return LabelSimilarity(tokenizer, descriptions=task.descriptions, scale=task.scale, max_length=task.max_length)
-    return PromptClassification(
-        tokenizer, template=task.template, label_words=task.label_words, max_length=task.max_length
+    found = OptionLikelihood(tokenizer, max_length=task.max_length)
+    found.label_names = [word.strip() for word in task.label_words]
+    found.bridge = lambda example: Instance(
+        task.template.replace("{text}", example.text), tuple(task.label_words), (example.label,), texts=(example.text,)
     )
+    return found
 
 
 def facts(model: Any, examples: dict[str, list[Example]]) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""What all tasks have in common: a data set of tokens, a loss that adds up, and batches for an evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoengine.tasks.instance import Instance, TaskError
+from zoengine.tasks.sequences import check_length
+
+Batch = dict[str, Tensor]
+Encoded = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+# Tokens of a batch in an evaluation, padding included: its logits and activations stay small beside the weights.
+BATCH_TOKENS = 16384
+
+
+class Task(ABC):
+    """Turns instances into batches of tokens, and those into a loss, scores and answers.
+
+    Attributes:
+        metric: the name of the score that counts, a key of what ``evaluate`` returns.
+        truncated: how many examples were longer than allowed and have been cut.
+    """
+
+    metric: str = "accuracy"
+    truncated: int
+    bridge: Callable[[Any], Instance] = staticmethod(
+        lambda example: Instance(gold=(example.label,), texts=(example.text,))
+    )
+
+    @abstractmethod
+    def encode(self, instance: Instance) -> Encoded:
+        """Tokens of one example; ``input_ids`` of a dict of plain values, by whose length examples are grouped."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
+        """A batch of B examples, encoded or not, on the CPU."""
+
+    @abstractmethod
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """(sum of the examples' losses, an fp32 scalar; number of examples): adds up right over unequal batches."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: nn.Module,
+        examples: Sequence[Instance | Encoded],
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """The scores over `examples`, their mean "loss", and "n", with dropout off.
+
+        batch_size: sequences at most that go through the model at once. progress(done, total) is called after every
+        batch, counting examples.
+        """
+
+    @abstractmethod
+    def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
+        """What the model answers to each example."""
+
+    def dataset(self, instances: Sequence[Instance]) -> list[Encoded]:
+        """All examples tokenised once: a map-style dataset for a DataLoader or a Trainer, with `collate` beside it."""
+        return self.encoded(instances)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss, an fp32 scalar."""
+        total, count = self.loss_sum(model, batch)
+        return total / count
+
+    def split(self, batch: Batch) -> tuple[Batch, Batch] | None:
+        """Two halves of a batch's examples, the first the smaller; None if there is only one example."""
+        middle = len(next(iter(batch.values()))) // 2
+        if middle == 0:
+            return None
+        return {k: v[:middle] for k, v in batch.items()}, {k: v[middle:] for k, v in batch.items()}
+
+    def encoded(self, examples: Sequence[Instance | Encoded]) -> list[Encoded]:
+        """The examples, those encoded that are not yet."""
+        if not examples:
+            raise TaskError("a task was given no examples")
+        examples = [self.bridge(item) if isinstance(item, tuple) else item for item in examples]
+        return [self.encode(item) if isinstance(item, Instance) else item for item in examples]
+
+    def size(self, item: Encoded) -> tuple[int, int]:
+        """(sequences, tokens of the longest) that an encoded example sends through the model."""
+        return 1, len(item["input_ids"])
+
+    def batches(self, encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+        """Indices of examples of like length, at most `batch_size` sequences and BATCH_TOKENS tokens, or one example"""
+        sizes = [self.size(item) for item in encoded]
+        chosen: list[int] = []
+        sequences = 0
+        for k in sorted(range(len(sizes)), key=lambda k: sizes[k][1]):
+            count, longest = sizes[k]
+            together = sequences + count
+            if chosen and (together > batch_size or together * longest > BATCH_TOKENS):
+                yield chosen
+                chosen, together = [], count
+            chosen.append(k)
+            sequences = together
+        yield chosen
+
+    def on_device(self, model: nn.Module, examples: Sequence[Encoded]) -> Batch:
+        """The collated examples, on the model's device."""
+        device = next(model.parameters()).device
+        return {name: tensor.to(device) for name, tensor in self.collate(examples).items()}
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Dropout off and no gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """int64 (len(rows), longest), padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.int64).view(-1, width)
+
+
+__all__ = ["BATCH_TOKENS", "Batch", "Encoded", "Progress", "Task", "check_length", "measuring", "pad"]

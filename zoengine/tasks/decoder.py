@@ -1,0 +1,191 @@
+"""What a causal language model says at a few positions of a right-padded batch, without computing the rest.
+
+The decoder runs to its last hidden states; only the positions asked for go through the output embedding, and of that,
+where the answer is one of a few labels, only the labels' rows. The product is taken in fp32: a bf16 logit near 16 is a
+multiple of 1/8, coarser than the loss differences zeroth-order methods live on.
+
+There is no attention mask: under causal attention no token sees the padding to its right, and without a mask torch's
+attention takes its fast causal path.
+"""
+
+import inspect
+import logging
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoengine.tasks.instance import TaskError
+
+_log = logging.getLogger(__name__)
+
+# Fields of known configs that change the logits after the output embedding, with the values that mean "not at all".
+_AFTER_THE_HEAD = {"final_logit_softcapping": (None,), "logit_scale": (None, 1), "logits_scaling": (None, 1)}
+# fp32 logits of the whole vocabulary held at once, so that neither they nor an fp32 copy of a 16-bit head fill a GPU.
+_LOGITS = 1 << 26
+
+
+class Decoder:
+    """Reads a model's output at chosen positions.
+
+    No weight is kept between calls: each call reads the model's parameters as they are then. On a model's first call
+    the short way is compared with the model's own logits; where they differ, the model's own are used from then on.
+    A PEFT model with prefix tuning runs with the keys and values of its prefix in front of every sequence.
+    """
+
+    def __init__(self) -> None:
+        self._short_way: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+    def label_logits(self, model: nn.Module, input_ids: Tensor, last: Tensor, label_ids: Tensor) -> Tensor:
+        """fp32 (B, n): the logits of the tokens label_ids (n,) after position last (B,) of each of input_ids (B, L)."""
+        rows = torch.arange(len(last), device=last.device)
+        return self._read(model, input_ids, rows, last, _Labels(label_ids))
+
+    def log_probs(self, model: nn.Module, input_ids: Tensor, start: Tensor, targets: Tensor) -> Tensor:
+        """fp32 (R, T): log p of targets (R, T) at positions start, start + 1, ... of each of input_ids (R, L).
+
+        start (R,) is the position of a row's first target, so what the model says one position before it is read.
+        Targets of -100 are padding on the right, and 0 in the result.
+        """
+        rows, offsets = (targets != -100).nonzero(as_tuple=True)
+        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, _Targets(targets[rows, offsets]))
+        return found.new_zeros(targets.shape).index_put((rows, offsets), found)
+
+    def is_short(self, model: nn.Module) -> bool:
+        """Whether the short way is taken for this model; known after its first call."""
+        return self._short_way.get(_unwrapped(model), False)
+
+    def _read(self, model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
+        key = _unwrapped(model)
+        if key not in self._short_way:
+            first = rows == 0
+            self._short_way[key] = _agrees(model, input_ids[:1], rows[first], columns[first], read.of(first))
+        way = _short if self._short_way[key] else _own
+        return way(model, input_ids, rows, columns, read)
+
+
+@dataclass
+class _Labels:
+    """Reads the logits of a few tokens."""
+
+    ids: Tensor
+
+    def of(self, rows: Tensor) -> "_Labels":
+        return self
+
+    def short(self, hidden: Tensor, head: nn.Module) -> Tensor:
+        if not _is_plain(head):
+            return head(hidden)[:, self.ids].float()
+        bias = None if head.bias is None else head.bias[self.ids].float()
+        return F.linear(hidden.float(), head.weight[self.ids].float(), bias)
+
+    def own(self, logits: Tensor) -> Tensor:
+        return logits[:, self.ids].float()
+
+
+@dataclass
+class _Targets:
+    """Reads the log-probability of one token a position."""
+
+    ids: Tensor
+
+    def of(self, rows: Tensor) -> "_Targets":
+        return _Targets(self.ids[rows])
+
+    def short(self, hidden: Tensor, head: nn.Module) -> Tensor:
+        if not _is_plain(head):
+            return self.own(head(hidden))
+        hidden = hidden.float()
+        chosen, sums = hidden.new_zeros(len(hidden)), []
+        size = max(1024, _LOGITS // max(1, len(hidden)))
+        for low in range(0, len(head.weight), size):
+            bias = None if head.bias is None else head.bias[low : low + size].float()
+            logits = F.linear(hidden, head.weight[low : low + size].float(), bias)
+            here = (self.ids >= low) & (self.ids < low + size)
+            at = (self.ids - low).clamp(0, logits.shape[1] - 1)
+            chosen = torch.where(here, logits.gather(1, at[:, None])[:, 0], chosen)
+            sums.append(logits.logsumexp(1))
+        return chosen - torch.stack(sums).logsumexp(0)
+
+    def own(self, logits: Tensor) -> Tensor:
+        return logits.float().log_softmax(1).gather(1, self.ids[:, None])[:, 0]
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether only its weight matters: no adapter or quantisation, no hook (weights perturbed as modules run)."""
+    return type(head) is nn.Linear and not head._forward_pre_hooks and not head._forward_hooks
+
+
+def _short(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
+    causal_lm = _unwrapped(model)
+    past = _prefix(model, len(input_ids))
+    with_prefix = {} if past is None else {"past_key_values": past}
+    hidden = causal_lm.get_decoder()(input_ids=input_ids, use_cache=False, **with_prefix).last_hidden_state
+    return read.short(hidden[rows, columns], causal_lm.get_output_embeddings())
+
+
+def _own(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
+    last = torch.zeros(len(input_ids), dtype=columns.dtype, device=columns.device)
+    last = last.scatter_reduce(0, rows, columns, "amax")
+    mask = (torch.arange(input_ids.shape[1], device=last.device) <= last[:, None]).long()
+    keep: dict[str, Any] = {}
+    model = model if _prefix_tuned(model) else _unwrapped(model)
+    if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
+        keep["logits_to_keep"], columns = torch.unique(columns, return_inverse=True)
+    logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **keep).logits
+    return read.own(logits[rows, columns])
+
+
+@torch.no_grad()
+def _agrees(model: nn.Module, row: Tensor, rows: Tensor, columns: Tensor, read: Any) -> bool:
+    """Whether the short way, with padding to the right of `row` (1, L), gives what the model's own logits give."""
+    name, causal_lm = type(_unwrapped(model)).__name__, _unwrapped(model)
+    config = causal_lm.config.get_text_config() if hasattr(causal_lm, "config") else None
+    fields = [name for name, neutral in _AFTER_THE_HEAD.items() if getattr(config, name, None) not in neutral]
+    if fields:
+        _log.warning("%s scales its logits (%s): using its full logits", name, ", ".join(fields))
+        return False
+    row = row[:, : int(columns.max()) + 1]
+    own = _own(model, row, rows, columns, read)
+    try:
+        short = _short(model, F.pad(row, (0, 3)), rows, columns, read)
+    except (AttributeError, NotImplementedError, TypeError) as error:
+        _log.warning("%s has no separate decoder (%s): using its full logits", name, error)
+        return False
+    # The model rounds its logits to its dtype; one part in 2^7 is one unit of bf16.
+    tolerance = 1e-4 if next(causal_lm.parameters()).dtype in (torch.float32, torch.float64) else 2.0**-6
+    difference = (own - short).abs().max()
+    if not difference <= tolerance * own.abs().max().clamp(min=1.0):
+        _log.warning("%s: logits by the short way are off by %.3g; using its full logits", name, float(difference))
+        return False
+    return True
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The causal language model inside a PEFT model: adapters that live in its layers stay in force."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _prefix_tuned(model: nn.Module) -> bool:
+    """Whether it is a PEFT model that puts keys and values before each sequence.
+
+    Raises:
+        TaskError: it puts something else there.
+    """
+    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return False
+    kind = model.active_peft_config.peft_type
+    if kind != "PREFIX_TUNING":
+        raise TaskError(
+            f"a {kind} adapter works by extra prompt tokens, which this task does not pass on; use prefix tuning, or "
+            "an adapter inside the layers, such as LoRA"
+        )
+    return True
+
+
+def _prefix(model: nn.Module, rows: int) -> Any:
+    """The keys and values that prefix tuning puts before each of `rows` sequences; None without it."""
+    return model.get_prompt(batch_size=rows) if _prefix_tuned(model) else None
