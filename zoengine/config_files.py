@@ -2,7 +2,8 @@
 
 ``inherit: other.yaml`` (or a list of files, the later ones winning) puts another file beneath this one; paths are
 relative to the file they stand in. Mappings are merged key by key, anything else is replaced. ``rows`` holds named
-partial configurations, of which one is chosen and laid over the rest; a row may inherit files too.
+partial configurations, of which one is chosen and laid over the rest; a row may inherit files too. In ``sweep`` a key
+such as ``method.lr`` may be written with its dots.
 
 ``run.output_dir`` may hold ``{row}`` and keys such as ``{task.name}``, so that runs of one file do not share a folder.
 """
@@ -59,6 +60,15 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
     return result
 
 
+def flat(values: Mapping[str, Any]) -> Values:
+    """The leaves of nested mappings under their dotted keys."""
+    result: Values = {}
+    for key, value in values.items():
+        inside = flat(value) if isinstance(value, Mapping) else None
+        result |= {f"{key}.{name}": leaf for name, leaf in inside.items()} if inside is not None else {str(key): value}
+    return result
+
+
 def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
     """``values`` with overrides such as ``run.steps=200``.
 
@@ -104,6 +114,8 @@ def _inherited(values: Values, path: Path, above: tuple[Path, ...], sections: It
     files = [named] if isinstance(named, str) else named
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ConfigError(f"{path}: inherit takes a file or a list of files, got {named!r}")
+    if isinstance(values.get("sweep"), dict):
+        values["sweep"] = _undotted(values["sweep"])
     base: Values = {}
     for file in files:
         base = merged(base, _resolved(path.parent / file, (*above, path.resolve()), sections))
@@ -113,6 +125,15 @@ def _inherited(values: Values, path: Path, above: tuple[Path, ...], sections: It
     for name, row in rows.items():
         rows[name] = _inherited(row, path, above, sections)
     return merged(base, values)
+
+
+def _undotted(section: Values) -> Values:
+    result: Values = {}
+    for key, value in section.items():
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        result = merged(result, value)
+    return result
 
 
 def _with_row(values: Values, row: str | None, path: Path, sections: Iterable[str]) -> Values:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from zoengine import ops
+from zoengine import ops, seeds
 from zoengine.compare import table
 from zoengine.compare.cells import Cell, Job, Record, read_record, write_record
 from zoengine.compare.config import Entry, Plan
@@ -106,7 +106,7 @@ class _Comparison:
         result = {"command": command, "config": config, "facts": next(iter(found.values()))["facts"], "rows": rows}
         text = json.dumps(result, indent=1, allow_nan=False)
         (self.folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
-        table.plot(rows, self.folder / "comparison.png")
+        seeds.plot(rows, self.folder / "comparison.png", "accuracy", "accuracy")
         path = self.folder / "comparison.md"
         path.write_text(table.markdown(self.plan.config, rows, result["facts"]), encoding="utf-8")
         return path

@@ -1,14 +1,14 @@
-"""What the cells of a comparison add up to: one row a method, a Markdown table, a plot."""
+"""What the cells of a comparison add up to: one row a method, a Markdown table."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from zoengine import seeds
 from zoengine.compare.config import CompareConfig, Entry
+from zoengine.seeds import number, percent, spread
 
 Record = dict[str, Any]
 Row = dict[str, Any]
@@ -56,18 +56,10 @@ def row(entry: Entry, records: Sequence[Record], lr: float | None) -> Row:
     result["seconds_per_step"] = statistics.median(record["seconds_per_step"] for record in done)
     result["split"] = done[0]["split"]
     for name in ("accuracy", "loss"):
-        result[name] = _spread([record["final"][name] for record in done])
-        result[f"{name}_before"] = _spread([record["before"][record["split"]][name] for record in done])
-    result["curve"] = [
-        {"forward_passes": points[0]["forward_passes"], "accuracy": _spread([point["accuracy"] for point in points])}
-        for points in zip(*(record["curve"] for record in done), strict=False)
-    ]
+        result[name] = spread([record["final"][name] for record in done])
+        result[f"{name}_before"] = spread([record["before"][record["split"]][name] for record in done])
+    result["curve"] = seeds.curve([record["curve"] for record in done], "accuracy")
     return result
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": deviation, "values": list(values)}
 
 
 def markdown(config: CompareConfig, rows: Sequence[Row], facts: dict[str, Any]) -> str:
@@ -76,7 +68,7 @@ def markdown(config: CompareConfig, rows: Sequence[Row], facts: dict[str, Any]) 
     head = "| method | lr | accuracy | loss | forwards | backwards | s/step | extra memory |"
     lines = [_caption(config, rows, facts, measured), "", head, "|---|---|---|---|---|---|---|---|"]
     if measured is not None:
-        before = f"{_percent(measured['accuracy_before'])} | {_number(measured['loss_before'])}"
+        before = f"{percent(measured['accuracy_before'])} | {number(measured['loss_before'])}"
         lines.append(f"| (untrained) | | {before} | 0 | 0 | | |")
     lines += [_line(r) for r in rows]
     lines += ["", _grid_caption(config), "", "| method | learning rate: loss, accuracy |", "|---|---|"]
@@ -116,46 +108,10 @@ def _line(r: Row) -> str:
     lr = f"{r['lr']:g}{' †' if r['at_edge'] else ''}"
     memory = f"{r['extra_bytes'] / 1e6:.1f} MB ({r['extra_bytes'] / r['weight_bytes']:.0%})"
     cost = f"{r['forward_passes']} | {r['backward_passes']} | {r['seconds_per_step']:.3g} | {memory}"
-    return f"| {name} | {lr} | {_percent(r['accuracy'])} | {_number(r['loss'])} | {cost} |"
+    return f"| {name} | {lr} | {percent(r['accuracy'])} | {number(r['loss'])} | {cost} |"
 
 
 def _grid_cell(cell: dict[str, Any], chosen: float | None) -> str:
     scores = "diverged" if cell["diverged"] else f"{cell['loss']:.3f}, {cell['accuracy']:.1%}"
     lr = f"{cell['lr']:g}"
     return f"**{lr}**: {scores}" if cell["lr"] == chosen else f"{lr}: {scores}"
-
-
-def _percent(value: dict[str, Any]) -> str:
-    spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
-    return f"{100 * value['mean']:.1f}{spread} %"
-
-
-def _number(value: dict[str, Any]) -> str:
-    spread = "" if value["std"] is None else f" ± {value['std']:.3f}"
-    return f"{value['mean']:.3f}{spread}"
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw each method's evaluation accuracy over forward passes, mean with the range over the seeds, into a PNG."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    styles = itertools.product(("-", "--", ":"), colormaps["tab10"].colors)
-    for r, (line, color) in zip((r for r in rows if "curve" in r), itertools.cycle(styles), strict=False):
-        passes = [point["forward_passes"] for point in r["curve"]]
-        values = [point["accuracy"]["values"] for point in r["curve"]]
-        means = [point["accuracy"]["mean"] for point in r["curve"]]
-        axes.fill_between(passes, list(map(min, values)), list(map(max, values)), color=color, alpha=0.12, linewidth=0)
-        axes.plot(passes, means, line, color=color, linewidth=1.6, label=r["label"])
-    axes.set_xlabel("forward passes")
-    axes.set_ylabel("accuracy on the evaluation data")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    figure.savefig(path)
