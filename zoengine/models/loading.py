@@ -17,10 +17,11 @@ try:
         AutoModelForSequenceClassification,
         AutoTokenizer,
     )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 except ImportError as error:
     raise ImportError("zoengine.models needs transformers and peft: pip install 'zoengine[hf]'") from error
 
-from zoengine.models import minilm, quantized, smollm2, tuning
+from zoengine.models import minilm, prefix, quantized, smollm2, tuning
 from zoengine.models.errors import ModelError
 
 Head = Literal["lm", "masked-lm", "none"] | int
@@ -96,21 +97,23 @@ def load(
         model, fresh = _pretrained(source, head, options, seed)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {str(name_or_path)!r} with safetensors weights: {error}") from error
-    if classes is None and head != "none" and fresh:
+    if classes is None and head != "none" and (fresh or (head == "lm" and _sees_both_sides(model))):
+        why = f"its weights lack {', '.join(fresh)}" if fresh else f"{type(model).__name__} is an encoder's"
         raise ModelError(
-            f"{str(name_or_path)!r} is no {'causal' if head == 'lm' else 'masked'} language model: its weights lack "
-            f"{', '.join(fresh)}; take a model that was trained as one, or another task"
+            f"{str(name_or_path)!r} is no {'causal' if head == 'lm' else 'masked'} language model: {why}; take a model "
+            "that was trained as one, or another task"
         )
     if classes and model.config.pad_token_id is None:  # by it, decoders find the last token of a text
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         model.config.pad_token_id = pad
+    base = list(model.parameters())
     if adapter is not None:
         model = _with_adapter(model, adapter)
     else:
         top = [*_top(model), *fresh] if classes else []
         model = scheme(model, tokenizer, head=head, top=top)
     if quantization is not None:
-        quantized.cast_adapters(model, options["dtype"])
+        quantized.cast_adapters(model, base, options["dtype"])
         return model.eval(), tokenizer  # its base was put on the device as it was read
     return model.to(device).eval(), tokenizer
 
@@ -168,13 +171,23 @@ def _top(model: torch.nn.Module) -> list[str]:
     ]
 
 
+def _sees_both_sides(model: Any) -> bool:
+    """Whether a model that transformers gives as a causal one is an encoder, which would see the word it predicts."""
+    return model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        model.config, "is_decoder", False
+    )
+
+
 def _with_adapter(model: Any, folder: str | Path) -> Any:
     import peft
 
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ModelError(f"{folder} has no adapter_config.json; give the folder of an adapter that a run saved")
     try:
-        return peft.PeftModel.from_pretrained(model, folder, use_safetensors=True)
+        model = peft.PeftModel.from_pretrained(model, folder, use_safetensors=True)
+        if model.active_peft_config.is_prompt_learning:
+            prefix.check_fit(model)
+        return model
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"the adapter in {folder} does not fit this model: {error}") from error
 

@@ -65,6 +65,18 @@ def draw_tokens(tokenizer: Any, model: Any, tokens: int, seed: int) -> Tensor:
     return ordinary[torch.randint(len(ordinary), (1, tokens), generator=generator)]
 
 
+def check_fit(model: Any) -> None:
+    """Raises ValueError if the prefix of the PEFT model is not of the shape of its base model's keys and values."""
+    base = model.get_base_model()
+    expected = [keys.shape[1::2] for keys, _ in _keys_and_values(base, torch.zeros(1, 1, dtype=torch.int64))]
+    found = [layer.keys.shape[1::2] for layer in model.get_prompt(batch_size=1).layers]
+    if found != expected:
+        raise ValueError(
+            f"its prefix is for {len(found)} layers of (heads, head size) {tuple(found[0])}, the model has "
+            f"{len(expected)} of {tuple(expected[0])}"
+        )
+
+
 @torch.no_grad()
 def _keys_and_values(model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer, each (1, heads, tokens, head size), in a forward of ``ids`` without dropout."""

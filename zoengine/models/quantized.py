@@ -15,6 +15,7 @@ them.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,8 +58,9 @@ def refuse_training_it(tuning: str | None, name: str) -> None:
         )
 
 
-def cast_adapters(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Bring all that is trained to ``dtype``: PEFT makes adapters of a quantised base in fp32."""
+def cast_adapters(model: torch.nn.Module, base: Sequence[torch.nn.Parameter], dtype: torch.dtype) -> None:
+    """Bring all parameters but those of ``base`` to ``dtype``: PEFT makes adapters of a quantised base in fp32."""
+    own = {id(parameter) for parameter in base}
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if id(parameter) not in own:
             parameter.data = parameter.data.to(dtype)
