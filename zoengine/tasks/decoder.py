@@ -51,15 +51,15 @@ class Decoder:
         Targets of -100 are padding on the right, and 0 in the result.
         """
         rows, offsets = (targets != -100).nonzero(as_tuple=True)
-        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, _Targets(targets[rows, offsets]))
+        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, Targets(targets[rows, offsets]))
         return found.new_zeros(targets.shape).index_put((rows, offsets), found)
 
     def is_short(self, model: nn.Module) -> bool:
         """Whether the short way is taken for this model; known after its first call."""
-        return self._short_way.get(_unwrapped(model), False)
+        return self._short_way.get(unwrapped(model), False)
 
     def _read(self, model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
-        key = _unwrapped(model)
+        key = unwrapped(model)
         if key not in self._short_way:
             first = rows == 0
             self._short_way[key] = _agrees(model, input_ids[:1], rows[first], columns[first], read.of(first))
@@ -87,13 +87,13 @@ class _Labels:
 
 
 @dataclass
-class _Targets:
+class Targets:
     """Reads the log-probability of one token a position."""
 
     ids: Tensor
 
-    def of(self, rows: Tensor) -> "_Targets":
-        return _Targets(self.ids[rows])
+    def of(self, rows: Tensor) -> "Targets":
+        return Targets(self.ids[rows])
 
     def short(self, hidden: Tensor, head: nn.Module) -> Tensor:
         if not _is_plain(head):
@@ -120,8 +120,8 @@ def _is_plain(head: nn.Module) -> bool:
 
 
 def _short(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
-    causal_lm = _unwrapped(model)
-    past = _prefix(model, len(input_ids))
+    causal_lm = unwrapped(model)
+    past = prefix(model, len(input_ids))
     with_prefix = {} if past is None else {"past_key_values": past}
     hidden = causal_lm.get_decoder()(input_ids=input_ids, use_cache=False, **with_prefix).last_hidden_state
     return read.short(hidden[rows, columns], causal_lm.get_output_embeddings())
@@ -132,8 +132,8 @@ def _own(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, rea
     last = last.scatter_reduce(0, rows, columns, "amax")
     mask = (torch.arange(input_ids.shape[1], device=last.device) <= last[:, None]).long()
     keep: dict[str, Any] = {}
-    model = model if _prefix_tuned(model) else _unwrapped(model)
-    if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
+    model = model if prefix_tuned(model) else unwrapped(model)
+    if "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters:
         keep["logits_to_keep"], columns = torch.unique(columns, return_inverse=True)
     logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **keep).logits
     return read.own(logits[rows, columns])
@@ -142,7 +142,7 @@ def _own(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, rea
 @torch.no_grad()
 def _agrees(model: nn.Module, row: Tensor, rows: Tensor, columns: Tensor, read: Any) -> bool:
     """Whether the short way, with padding to the right of `row` (1, L), gives what the model's own logits give."""
-    name, causal_lm = type(_unwrapped(model)).__name__, _unwrapped(model)
+    name, causal_lm = type(unwrapped(model)).__name__, unwrapped(model)
     config = causal_lm.config.get_text_config() if hasattr(causal_lm, "config") else None
     fields = [name for name, neutral in _AFTER_THE_HEAD.items() if getattr(config, name, None) not in neutral]
     if fields:
@@ -164,12 +164,12 @@ def _agrees(model: nn.Module, row: Tensor, rows: Tensor, columns: Tensor, read: 
     return True
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The causal language model inside a PEFT model: adapters that live in its layers stay in force."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _prefix_tuned(model: nn.Module) -> bool:
+def prefix_tuned(model: nn.Module) -> bool:
     """Whether it is a PEFT model that puts keys and values before each sequence.
 
     Raises:
@@ -186,6 +186,6 @@ def _prefix_tuned(model: nn.Module) -> bool:
     return True
 
 
-def _prefix(model: nn.Module, rows: int) -> Any:
+def prefix(model: nn.Module, rows: int) -> Any:
     """The keys and values that prefix tuning puts before each of `rows` sequences; None without it."""
-    return model.get_prompt(batch_size=rows) if _prefix_tuned(model) else None
+    return model.get_prompt(batch_size=rows) if prefix_tuned(model) else None
