@@ -185,32 +185,12 @@ def add_noise_(
     noise: int,
     transform: int,
     operand: Tensor | None,
-) -> None:
-    """As ``zoengine.ops.schema`` says."""
-    _add_noise(x, None, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand)
-
-
-def add_noise_out(
-    x: Tensor,
-    seeds: Tensor,
-    streams: Tensor,
-    coeffs: Tensor,
-    states: list[Tensor],
-    keep: Tensor | None,
-    sr_seed: Tensor | None,
-    offset: int,
-    noise: int,
-    transform: int,
-    operand: Tensor | None,
     *,
-    out: Tensor,
+    out: Tensor | None = None,
 ) -> None:
-    """As ``zoengine.ops.schema`` says."""
-    out = None if out.data_ptr() == x.data_ptr() else out
-    _add_noise(x, out, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand)
-
-
-def _add_noise(x, out, seeds, streams, coeffs, states, keep, sr_seed, offset, noise, transform, operand) -> None:
+    """As ``zoengine.ops.schema`` says of ``add_noise_`` and, with ``out``, of ``add_noise_out``."""
+    if out is not None and out.data_ptr() == x.data_ptr():
+        out = None
     if x.dtype == torch.float32:
         sr_seed = None
     count, ptx = seeds.numel(), launch.uses_ptx(x)
@@ -248,3 +228,6 @@ def _add_noise(x, out, seeds, streams, coeffs, states, keep, sr_seed, offset, no
                 PTX=ptx,
                 **launch.compile_options(ptx, config.registers),
             )
+
+
+add_noise_out = add_noise_

@@ -328,31 +328,16 @@ def kron_rows_(
     noise: int,
     blocks: int,
     widest: int,
-) -> None:
-    """As ``zoengine.ops.schema`` says."""
-    _rows(x, None, a, kappa, segments, seeds, coeffs, keep, sr_seed, score, offset, noise, blocks, widest)
-
-
-def kron_rows_out(
-    x: Tensor,
-    a: Tensor,
-    kappa: Tensor,
-    segments: Tensor,
-    seeds: Tensor,
-    coeffs: Tensor,
-    keep: Tensor | None,
-    sr_seed: Tensor | None,
-    score: Tensor | None,
-    offset: int,
-    noise: int,
-    blocks: int,
-    widest: int,
     *,
-    out: Tensor,
+    out: Tensor | None = None,
 ) -> None:
-    """As ``zoengine.ops.schema`` says."""
-    out = None if out.data_ptr() == x.data_ptr() else out
+    """As ``zoengine.ops.schema`` says of ``kron_rows_`` and, with ``out``, of ``kron_rows_out``."""
+    if out is not None and out.data_ptr() == x.data_ptr():
+        out = None
     _rows(x, out, a, kappa, segments, seeds, coeffs, keep, sr_seed, score, offset, noise, blocks, widest)
+
+
+kron_rows_out = kron_rows_
 
 
 def kron_score(

@@ -81,6 +81,11 @@ def lowrank_add_kernel(
             )  # fmt: skip
 
 
+def lowrank_config(stochastic: bool) -> tuple[int | None, int]:
+    """Cap on registers, and warps: 16 elements a thread, two programs at once on a multiprocessor unless they spill."""
+    return None if stochastic else 128, 8
+
+
 def lowrank_add_(
     x: Tensor,
     left: Tensor,
@@ -93,37 +98,12 @@ def lowrank_add_(
     rank: int,
     blocks: int,
     widest: int,
-) -> None:
-    """As ``zoengine.ops.schema`` says."""
-    _lowrank_add(x, None, left, right, segments, coeff, keep, sr_seed, offset, rank, blocks, widest)
-
-
-def lowrank_add_out(
-    x: Tensor,
-    left: Tensor,
-    right: Tensor,
-    segments: Tensor,
-    coeff: Tensor,
-    keep: Tensor | None,
-    sr_seed: Tensor | None,
-    offset: int,
-    rank: int,
-    blocks: int,
-    widest: int,
     *,
-    out: Tensor,
+    out: Tensor | None = None,
 ) -> None:
-    """As ``zoengine.ops.schema`` says."""
-    out = None if out.data_ptr() == x.data_ptr() else out
-    _lowrank_add(x, out, left, right, segments, coeff, keep, sr_seed, offset, rank, blocks, widest)
-
-
-def lowrank_config(stochastic: bool) -> tuple[int | None, int]:
-    """Cap on registers, and warps: 16 elements a thread, two programs at once on a multiprocessor unless they spill."""
-    return None if stochastic else 128, 8
-
-
-def _lowrank_add(x, out, left, right, segments, coeff, keep, sr_seed, offset, rank, blocks, widest) -> None:
+    """As ``zoengine.ops.schema`` says of ``lowrank_add_`` and, with ``out``, of ``lowrank_add_out``."""
+    if out is not None and out.data_ptr() == x.data_ptr():
+        out = None
     if x.dtype == torch.float32:
         sr_seed = None
     registers, warps = lowrank_config(sr_seed is not None)
@@ -131,3 +111,6 @@ def _lowrank_add(x, out, left, right, segments, coeff, keep, sr_seed, offset, ra
     arguments = (x, out, left, right, segments, coeff, keep, sr_seed, offset, segments.shape[0], rank)
     with launch.on_device(x):
         lowrank_add_kernel[grid](*arguments, PTX=ptx, **launch.compile_options(ptx, registers, warps))
+
+
+lowrank_add_out = lowrank_add_
