@@ -150,6 +150,29 @@ def test_slopes_are_those_of_autograd(name):
     assert 0.87 * order < errors[0] / errors[1] < 1.13 * order
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "losses", "reported"),
+    [
+        ("mezo", {"n_queries": 2}, [1.0, 2.0, 3.0, 6.0], 3.0),
+        ("mezo", {"n_queries": 2, "two_sided": False}, [1.0, 2.0, 6.0], 1.0),
+        ("mezo", {"n_queries": 3, "weighting": "rloo"}, [1.0, 2.0, 6.0], 3.0),
+        ("loren", {"n_queries": 3}, [1.0, 2.0, 6.0], 3.0),
+        ("hizoo", {}, [4.0, 1.0, 2.0], 4.0),
+        ("mezo-gv", {"gv_weights": "rloo", "gv_m": 3}, [1.0, 2.0, 6.0], 3.0),
+        ("mezo-gv", {"gv_m": 3}, [1.0, 2.0, 6.0, 3.0, 5.0], 4.0),
+        ("mezo-greedy", {"gv_m": 2}, [6.0, 1.0, 5.0], 3.0),
+        ("mezo-svrg", {}, [1.0, 2.0], 1.5),
+        ("zo-finetuner", {}, [9.0, 1.0, 2.0], 1.5),
+    ],
+)
+def test_the_loss_that_is_reported(name, fields, losses, reported):
+    """The mean over the queries, or that at theta where it is measured."""
+    optimizer = Problem().optimizer(name, mode="shadow", **fields)
+    assert optimizer.replay(losses) == reported
+    if name == "mezo-svrg":
+        assert optimizer.replay([1.0, 2.0, 5.0, 7.0]) == 1.5  # at theta, not at the anchor
+
+
 # Momentum, Adam.
 
 

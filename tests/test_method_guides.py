@@ -27,6 +27,23 @@ def test_cone_schedule():
     assert momentum_beta(0, ConMeZOFields(lr=1e-3)) == 0.99
     halved = ConMeZOFields(lr=1e-3, steps=10_000)
     assert momentum_beta(250, halved) == momentum_beta(500, fields)
+    assert momentum_beta(0, ConMeZOFields(lr=1e-3, steps=1000, cone_beta=0.05)) == 0.05  # warm-up only raises it
+
+
+def test_the_cone_waits_for_a_momentum():
+    """While every slope was 0 there is none, and the direction is z itself; the first step folds with 0.1."""
+    toy = Linear()
+    optimizer = toy.optimizer("conmezo", mode="shadow", steps=20)
+    optimizer.replay([1.0, 1.0])
+    assert optimizer._direction(5) == [Noise(5, 1.0)]
+    optimizer.memory["started"] = True
+    optimizer.replay([1.0, 1.0])  # and a momentum of norm 0 adds nothing
+    assert all(buffer.isfinite().all() for buffer in optimizer.arena.buffers)
+    other = Linear().optimizer("conmezo", mode="shadow", steps=20)
+    other.replay([1.002, 1.0])
+    z = directions(other, 0)["0"].double().reshape(-1)
+    assert torch.allclose(other.states["momentum"][0][:30].double(), 0.9 * z, rtol=1e-5)
+    assert other.memory["started"] and len(other._direction(5)) == 2
 
 
 @pytest.mark.parametrize("toy", [Problem, Quadratic])

@@ -8,7 +8,7 @@ from toys import Curved, Linear, Problem, assert_mean, directions, flat, same
 
 from zoengine import ops
 from zoengine.directions import Step
-from zoengine.methods.zo_adamu import annealed
+from zoengine.methods.zo_adamu import AdaMUFields, annealed, coefficients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,6 +60,8 @@ def test_adamu_schedule():
     assert annealed(999, 1000, 1.5) == 0.05
     assert annealed(999, 1000, 0.1) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.07)))
     assert annealed(1023, 10**6, 1.0) == 1.0 and annealed(2000, 10**6, 1.0) < 1.0
+    fields = AdaMUFields(lr=1e-3, adamu_schedule="anneal", steps=1000)
+    assert coefficients(fields, 500) == tuple(annealed(500, 1000, speed) for speed in (1.0, 0.1, 1.5))
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
@@ -174,3 +176,15 @@ def test_svrg_divides_its_rates_when_an_epoch_is_worse():
     assert epochs(2.0) == 25.0
     full, mini = optimizer._rates()
     assert full * 1e-3 == pytest.approx(1e-2 / 25) and mini * 1e-3 == pytest.approx(1e-3 / 25)
+    optimizer.memory["divided"] = 1e9
+    assert [rate * 1e-3 for rate in optimizer._rates()] == pytest.approx([1e-5, 1e-6])
+
+
+def test_the_anchor_is_the_weights_and_not_a_query():
+    toy = Problem()
+    optimizer = toy.optimizer("mezo-svrg", mode="inplace", lr_full=0.0, zo_eps=1e-1)
+    before = toy.weights()
+    optimizer.step(toy)
+    for s in optimizer.arena.segments:
+        anchor = optimizer.copies["anchor"][s.buffer][s.start : s.start + s.numel].view(s.shape)
+        assert (anchor - before[s.name]).abs().max() < 1e-6

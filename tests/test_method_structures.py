@@ -35,6 +35,19 @@ def test_lozo_moves_by_rank_r_in_the_columns_of_one_v():
     assert torch.equal(seen[3].view(20, 2), drawn)
 
 
+def test_lozo_scales_the_update_and_draws_the_noise_it_is_told():
+    moved = []
+    for scale in ("none", "1/r"):
+        toy = Problem()
+        start = toy.weights()["0.weight"]
+        optimizer = toy.optimizer("lozo", mode="shadow", rank=4, lr=1e-1, lozo_scale=scale, noise="rademacher")
+        optimizer.replay([1.002, 1.0])
+        moved.append(toy.weights()["0.weight"] - start)
+    assert torch.allclose(moved[0], 4 * moved[1], rtol=0, atol=1e-6)
+    (part, *_) = [p for p in optimizer.transform.parts if p.segments]
+    assert (optimizer.transform.left(part, Noise(3, 1.0)).abs() == 1).all()
+
+
 @pytest.mark.parametrize("transport", ["mean", "exact"])
 def test_lozo_momentum_is_carried_to_the_new_columns(transport):
     toy = Problem()
@@ -92,6 +105,9 @@ def test_subzero_bases_are_orthonormal_and_the_update_lies_within():
             assert (moved - a @ a.T @ moved).norm() < 1e-5 * moved.norm()
             assert (moved - moved @ b @ b.T).norm() < 1e-5 * moved.norm()
     assert position == len(part.segments) == 9
+    kept = optimizer.states["basis_u"][0].clone()
+    optimizer.step(toy)  # the first of the next interval
+    assert not torch.equal(kept, optimizer.states["basis_u"][0])
 
 
 @pytest.mark.parametrize(("name", "factor"), [("subzero", 1), ("lozo", 2), ("mezo", 1)])
@@ -114,11 +130,11 @@ def test_the_size_of_a_direction(name, factor):
 
 
 def test_lora_factors_are_reshaped_to_their_most_square_form():
-    model = nn.ModuleDict({"lora_A": nn.Linear(64, 4, bias=False), "plain": nn.Linear(64, 8, bias=False)})
+    model = nn.ModuleDict({"lora_A": nn.Linear(48, 4, bias=False), "plain": nn.Linear(64, 8, bias=False)})
     optimizer = methods.create("subzero", model, lr=1e-3, rank=8)
     (part,) = optimizer.transform.parts
     shapes = {s.name: shape for s, shape in zip(part.segments, part.shapes, strict=True)}
-    assert shapes == {"lora_A.weight": (16, 16), "plain.weight": (8, 64)}
+    assert shapes == {"lora_A.weight": (16, 12), "plain.weight": (8, 64)}
 
 
 # HiZOO.
@@ -144,6 +160,14 @@ def test_hizoo_learns_the_curvature(centre):
     curvature = flat(toy.curvature)
     expected = curvature + (0.0 if centre else 0.5 * (curvature / h).sum() * h)
     assert_mean(estimates, expected)
+
+
+@pytest.mark.parametrize(("centre", "least"), [(True, 0.3), (False, 0.25)])
+def test_hizoo_keeps_the_centred_curvature_above_its_floor(centre, least):
+    optimizer = Problem().optimizer("hizoo", hessian_smooth=0.5, hess_center=centre, h_min=0.3)
+    optimizer.states["hessian"][0].fill_(0.5)
+    optimizer.replay([1.0, 1.0, 1.0])
+    assert torch.allclose(optimizer.states["hessian"][0], torch.tensor(least))
 
 
 def test_hizoo_steps_with_the_old_curvature_or_the_new():
@@ -203,7 +227,34 @@ def test_the_mask_is_that_of_the_weights_and_not_of_the_query(mode):
         optimizer.arena.buffers[0][:800] = start.flatten()  # inplace drifts by rounding
 
 
+def test_loaded_thresholds_are_those_of_the_mask():
+    """In weights of another size than those the thresholds were taken from."""
+    saved, loaded = Problem(), Problem()
+    for parameter in loaded.model.parameters():
+        parameter.data.mul_(2.0)
+    one, two = saved.optimizer("sparse-mezo", mask_interval=1), loaded.optimizer("sparse-mezo", mask_interval=1)
+    two.load_state_dict(one.state_dict())
+    two.transform.refresh()
+    s = one.arena.segments[0]
+    below = (loaded.weights()[s.name].abs() <= one.states["thresholds"][0][0]).flatten()
+    i = torch.arange(s.numel)
+    assert torch.equal(two.transform.bits[0][i >> 3].long() >> (i & 7) & 1, below.long())
+
+
+def test_adapters_are_not_masked():
+    model = nn.ModuleDict({"lora_A": nn.Linear(64, 16, bias=False), "plain": nn.Linear(64, 16, bias=False)})
+    optimizer = methods.create("sparse-mezo", model, lr=1e-3, sparsity=0.5)
+    adapter, plain = optimizer.transform.bits[0].split(128)
+    assert (adapter == 255).all() and not (plain == 255).all()
+
+
 # LOREN.
+
+
+def test_loren_starts_from_normals_of_the_run_seed():
+    optimizer = Linear().optimizer("loren", seed=11)
+    drawn = ops.noise_fill((5,), Step(11, 0).seed(), offset=optimizer.arena.segments[0].index, stream=5)
+    assert torch.equal(optimizer.states["curvature"][0], drawn)
 
 
 def test_loren_learns_by_the_score():

@@ -11,7 +11,10 @@ from toys import Problem, directions, distance, same
 
 import zoengine
 from zoengine import EvaluationError, FieldError, NonFiniteLossError, methods, ops
+from zoengine.directions import Fold, FoldAndUpdate, Noise, State, Update
+from zoengine.methods import spsa
 from zoengine.noise.seeds import query_seeds
+from zoengine.transforms import States
 
 MODES = ("inplace", "shadow")
 
@@ -94,6 +97,89 @@ def test_parameter_groups_bring_their_own_lr_and_decay():
     z = ops.noise_fill(last.shape, query_seeds(1, 0).direction, offset=optimizer.arena.segments[1].index)
     expected = (1 - 1e-2 * 0.5) * start[1].double() - 1e-2 * (plus - minus) / 2e-3 * z.double()
     assert torch.allclose(last.double(), expected, rtol=0, atol=1e-7)
+
+
+class AlongStates(methods.MeZO):
+    """Queries and moves along states that the same step folds: what no method does, and all of it has to be undone."""
+
+    name = "along-states"
+    state_names = ("first", "second")
+    request = "update first"
+
+    def run(self, step):
+        noise = Noise(step.seed(), 1.0)
+        estimate = yield from spsa.estimate(step, self.fields, [[noise, State("first", 1.0)]])
+        fold = Fold("first", 0.5, [noise])
+        if self.request == "apart":
+            yield fold
+            yield Update([State("first", 1.0)])
+        else:
+            others = [State("second", 1.0)] if "other" in self.request else []
+            update = Update([State("first", 1.0), *others])
+            yield FoldAndUpdate(fold, update, fold_first="fold first" in self.request)
+        return estimate.loss
+
+
+@pytest.mark.parametrize(
+    "request_", ["apart", "fold first", "update first", "fold first, other", "update first, other"]
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_folds_and_updates_in_either_order(mode, request_):
+    problem = Problem()
+    optimizer = AlongStates(problem.model, mode=mode, lr=0.5, seed=3, zo_eps=0.25)
+    optimizer.request = request_
+    start, first = problem.weights(), 2.0
+    for name, value in (("first", first), ("second", 10.0)):
+        optimizer.states[name][0].fill_(value)
+    optimizer.replay([1.0, 1.0])
+    for name, z in directions(optimizer, 0).items():
+        new = 0.5 * first + z
+        along = (first if "update first" in request_ else new) + (10.0 if "other" in request_ else 0.0)
+        assert torch.allclose(problem.weights()[name], start[name] - 0.5 * along, rtol=0, atol=2e-6), name
+        s = next(s for s in optimizer.arena.segments if s.name == name)
+        state = optimizer.states["first"][0][s.start : s.start + s.numel]
+        assert torch.allclose(state, new.flatten(), rtol=0, atol=1e-6)
+
+
+def test_a_state_of_norm_zero_contributes_nothing():
+    states = States()
+    assert states.coefficient(State("m", 2.0, unit=True)) == 0.0
+    for square, expected in ((0.0, 0.0), (4.0, 1.0)):
+        states.squares["m"] = torch.tensor([square], dtype=torch.float64)
+        assert states.coefficient(State("m", 2.0, unit=True)).item() == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_rounding_has_its_own_seed(mode, monkeypatch):
+    """The update's is that of the noise stream; the passes of the queries take others, the same ones in a replay."""
+    optimizer, seeds = Problem(torch.bfloat16).optimizer(mode=mode), []
+    original = ops.add_noise_
+    monkeypatch.setattr(
+        ops,
+        "add_noise_",
+        lambda *args, **given: seeds.append((given["rounding"], given["sr_seed"])) or original(*args, **given),
+    )
+    found = []
+    for step in range(2):
+        seeds.clear()
+        optimizer.replay([1.002, 1.0]) if mode == "inplace" else optimizer.step(iter([1.002, 1.0]).__next__)
+        *queries, (rounding, last) = seeds
+        assert rounding == "stochastic" and last == query_seeds(3, step).rounding
+        assert len(queries) == 2
+        assert all(how == ("stochastic" if mode == "inplace" else "nearest") for how, _ in queries)
+        found += [seed for how, seed in seeds if how == "stochastic"]
+    assert len(set(found)) == len(found)
+
+
+def test_a_saved_state_does_not_change_with_the_optimizer():
+    problem = Problem()
+    optimizer = problem.optimizer("conmezo")
+    saved = optimizer.state_dict()
+    optimizer.step(problem)
+    assert saved["zoengine"]["memory"] == {"started": False}
+    optimizer.load_state_dict(saved)
+    optimizer.step(problem)
+    assert saved["zoengine"]["memory"] == {"started": False}
 
 
 BAD_CLOSURES = {

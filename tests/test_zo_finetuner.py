@@ -137,6 +137,16 @@ def test_a_step_is_the_formula(reading, feed_normalised, mode, file):
     assert max(seen[0]) > 1.2 * min(seen[0]) and seen[0] != seen[1] != seen[2]
 
 
+@pytest.mark.parametrize(
+    ("fields", "asked", "seen"),
+    [({}, [5.0, 3.0, 1.0, 7.0, 2.0], [5.0, 1.5]), ({"two_sided": False}, [2.0, 2.0, 3.0, 5.0], [4.0, 0.0])],
+)
+def test_the_networks_see_the_means_over_the_queries(fields, asked, seen):
+    optimizer = Problem().optimizer(n_queries=2, zo_eps=1e-2, **fields)
+    optimizer.replay(asked)
+    assert optimizer.memory["losses"] == pytest.approx(seen)
+
+
 def test_a_step_launches_the_statistics_once(file, monkeypatch):
     problem, launches = Problem(), []
     optimizer = problem.optimizer(zoft_file=file)
