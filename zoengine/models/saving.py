@@ -28,3 +28,10 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     incomplete.rename(folder)
     return folder
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Put ``text`` beside a saved model as its README.md, in the place of what PEFT wrote there."""
+    incomplete = folder / "README.md.incomplete"
+    incomplete.write_text(text, encoding="utf-8")
+    incomplete.rename(folder / "README.md")

