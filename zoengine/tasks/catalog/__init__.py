@@ -39,4 +39,4 @@ def get(name: str) -> Entry:
     try:
         return _ENTRIES[name]
     except KeyError:
-        raise TaskError(f"no task {name!r}{nearest(name, [*_ENTRIES, 'custom'])}") from None
+        raise TaskError(f"no task {name!r}{nearest(name.lower(), [*_ENTRIES, 'custom'])}") from None
