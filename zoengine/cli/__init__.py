@@ -1,4 +1,4 @@
-"""The command line: ``zoengine train``, ``eval``, ``methods``, ``doctor``."""
+"""The command line: ``zoengine train``, ``eval``, ``compare``, ``meta-train``, ``methods``, ``doctor``."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ import zoengine
 from zoengine.cli.compare import compare
 from zoengine.cli.errors import INTERRUPTED, need_hf, reported
 from zoengine.cli.meta_train import meta_train
+from zoengine.cli.shared import Debug, command_line, overrides_like, quiet
+from zoengine.cli.sweep import sweep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,11 +26,8 @@ app = typer.Typer(
     help="Fine-tune language models with forward passes only.",
 )
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values to change, such as method.lr=1e-6")
-]
+Overrides = Annotated[list[str] | None, overrides_like("method.lr=1e-6")]
 Row = Annotated[str | None, typer.Option("--row", metavar="NAME", help="which of the rows that the file holds")]
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
 def _version(wanted: bool) -> None:
@@ -69,8 +68,7 @@ def train(
         quiet()
         from zoengine.trainer.run import train as run
 
-        command = shlex.join(["zoengine", *sys.argv[1:]])
-        outcome = run(checked, resume=resume, overwrite=overwrite, command=command)
+        outcome = run(checked, resume=resume, overwrite=overwrite, command=command_line())
     if outcome.signal is not None:
         again = shlex.join(["zoengine", "train", str(outcome.folder), "--resume"])
         typer.echo(f"zoengine: stopped after step {outcome.step}, saved; go on with: {again}", err=True)
@@ -109,6 +107,7 @@ def evaluate(
 
 app.command()(compare)
 app.command("meta-train")(meta_train)
+app.command()(sweep)
 
 
 @app.command("methods")
@@ -129,15 +128,3 @@ def doctor() -> None:
 
     if not examine():
         raise typer.Exit(1)
-
-
-def quiet() -> None:
-    """Keep other people's bars and advice off the screen; errors still show."""
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

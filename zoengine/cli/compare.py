@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+from zoengine.cli.shared import Debug, command_line, overrides_like, quiet
 
 
 def compare(
     config: Annotated[Path, typer.Argument(help="YAML file, see configs/compare.yaml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values to change, such as run.budget=100")
-    ] = None,
+    overrides: Annotated[list[str] | None, overrides_like("run.budget=100")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="remove the cells of an earlier comparison from the output folder")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    debug: Debug = False,
 ) -> None:
     """Run all methods on the same job at equal forward passes; what is finished is not run again."""
     with reported(debug):
         need_hf()
-        from zoengine.cli.app import quiet
         from zoengine.compare.config import load
         from zoengine.compare.run import compare as run
 
         quiet()
-        command = shlex.join(["zoengine", *sys.argv[1:]])
         try:
-            path = run(load(config, overrides or []), overwrite=overwrite, command=command)
+            path = run(load(config, overrides or []), overwrite=overwrite, command=command_line())
         except KeyboardInterrupt:
             typer.echo("zoengine: interrupted; finished cells are kept, the same command goes on from them", err=True)
             raise typer.Exit(INTERRUPTED) from None

@@ -29,7 +29,7 @@ class MissingExtraError(ImportError):
 
 
 def need_hf() -> None:
-    """Raise MissingExtraError unless the packages that train and eval need are installed."""
+    """Raise MissingExtraError unless the packages that everything but methods and doctor needs are installed."""
     missing = [name for name in _HF if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"this command needs {', '.join(missing)}: pip install 'zoengine[hf]'")

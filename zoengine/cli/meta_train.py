@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+from zoengine.cli.shared import Debug, command_line, overrides_like, quiet
 
 
 def meta_train(
     config: Annotated[Path, typer.Argument(help="YAML file, see configs/meta-train.yaml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values to change, such as meta.fo_lr=1e-3")
-    ] = None,
+    overrides: Annotated[list[str] | None, overrides_like("meta.fo_lr=1e-3")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="remove an earlier meta-training from the output folder")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    debug: Debug = False,
 ) -> None:
     """Learn the networks of zo-finetuner for a model, once; needs backward passes."""
     with reported(debug):
         need_hf()
-        from zoengine.cli.app import quiet
         from zoengine.meta.config import load
         from zoengine.meta.run import meta_train as run
 
         quiet()
-        command = shlex.join(["zoengine", *sys.argv[1:]])
-        outcome = run(load(config, overrides or []), overwrite=overwrite, command=command)
+        outcome = run(load(config, overrides or []), overwrite=overwrite, command=command_line())
     if outcome.signal is not None:
         typer.echo(f"zoengine: stopped after step {outcome.step}; what was learnt: {outcome.networks}", err=True)
         raise typer.Exit(INTERRUPTED if outcome.signal == 2 else 128 + outcome.signal)
