@@ -39,6 +39,7 @@ def show(name: str | None) -> None:
         states = ", ".join([*method.state_names, *getattr(method, "copy_names", ())]) or "-"
         table.add_row(name, passes, states, ", ".join(own) or "-")
     console.print(table)
+    console.print("States are what an update keeps; docs/methods.md counts what directions keep besides (bases, say).")
     console.print("Fields of all zeroth-order methods (ft-sgd and ft-adamw take lr, weight_decay and seed of them):")
     console.print(_fields(Fields, shared))
 
