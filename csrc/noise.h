@@ -258,12 +258,6 @@ ZO_HD void gaussian4(Words words, float (&z)[4]) {
   box_muller<Scalar>(words.w[2], words.w[3], z[2], z[3]);
 }
 
-// +1 or -1 times `coefficient`: the bit is 1 or 0.
-ZO_HD float rademacher_term(const Words& words, uint32_t part, float coefficient) {
-  uint32_t bit = words.w[part >> 5] >> (part & 31) & 1;
-  return bits_float(float_bits(coefficient) ^ ((bit ^ 1) << 31));
-}
-
 // The 16 random bits of stochastic rounding for one element.
 ZO_HD uint32_t rounding16(const Words& words, uint32_t part) {
   return words.w[part >> 1] >> (16 * (part & 1)) & 0xFFFF;

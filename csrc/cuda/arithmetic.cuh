@@ -22,8 +22,6 @@ ZO_HD float divide32(float a, float b) {
 #endif
 }
 
-ZO_HD float subtract32(float a, float b) { return Scalar::add(a, -b); }
-
 ZO_HD double add64(double a, double b) {
 #if defined(__CUDA_ARCH__)
   return __dadd_rn(a, b);

@@ -18,7 +18,6 @@ namespace zo::cuda {
 template <class T, Noise noise, bool stochastic, int terms, bool fill = false>
 struct Config {
   using Type = T;
-  static constexpr Noise kNoise = noise;
   static constexpr bool kGaussian = noise == Noise::kGaussian;
   static constexpr bool kStochastic = stochastic;
   static constexpr int kTerms = terms;
