@@ -1,9 +1,9 @@
 """A small interpreter of PTX, so that what Triton compiles for NVIDIA GPUs can be run, slowly, where there is none.
 
 One thread block at a time, all threads in lockstep on numpy arrays. Branches must go the same way in every thread.
-It knows the instructions that the kernels of this project use and raises :class:`Unknown` at any other. Loads and
-stores must hit registered memory and be aligned to their size. ``rsqrt.approx`` answers up to one unit in the last
-place too high or too low, at random.
+It knows the instructions that the kernels of this project use and raises :class:`UnknownInstructionError` at any other.
+Loads and stores must hit registered memory and be aligned to their size. ``rsqrt.approx`` answers up to one unit in the
+last place too high or too low, at random.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BINARY = {
 _UNARY = {"neg": np.negative, "abs": np.abs, "not": np.invert}
 
 
-class Unknown(NotImplementedError):
+class UnknownInstructionError(NotImplementedError):
     """An instruction this interpreter does not know."""
 
 
@@ -207,7 +207,7 @@ class Block:
         elif op in _UNARY:
             result = _UNARY[op](self.value(inputs[0], kind))
         else:
-            raise Unknown(".".join(name))
+            raise UnknownInstructionError(".".join(name))
         self.set(out, result, kind, active)
 
     def access(self, name: list[str], operands: list[str], active: np.ndarray) -> None:
