@@ -69,8 +69,13 @@ def tiny_run(tmp_path_factory):
     data = str(folder / "data.tsv")
     return {
         "model": {"path": str(folder / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"train": data, "eval": data, "test": data, "eval_limit": 6},
-        "task": {"template": "{text} it was", "label_words": [" bad", " good"]},
+        "data": {"train": data, "eval": data, "test": data, "num_eval": 6},
+        "task": {
+            "name": "custom",
+            "kind": "classification",
+            "prompt": "{text} it was",
+            "options": [" bad", " good"],
+        },
         "method": {"name": "mezo", "lr": 1e-2},
         "run": {"output_dir": str(folder / "run"), "steps": 9, "batch_size": 4, "seed": 3},
     }

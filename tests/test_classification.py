@@ -14,12 +14,15 @@ from zoengine import config, data, models  # noqa: E402
 from zoengine.config import ConfigError  # noqa: E402
 from zoengine.methods import create  # noqa: E402
 from zoengine.models import ModelError  # noqa: E402
-from zoengine.tasks import Classification, Instance, LabelSimilarity, TaskError  # noqa: E402
+from zoengine.tasks import Classification, Instance, LabelSimilarity, TaskError, catalog  # noqa: E402
+from zoengine.tasks.rows import instances  # noqa: E402
 from zoengine.trainer import run as runs  # noqa: E402
 from zoengine.trainer.evaluate import evaluate  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+FIELDS = {"text_columns": ["text"], "labels": ["0", "1"]}
+OWN = {"name": "custom", "kind": "classification", **FIELDS}
 EXAMPLES = [
     Instance(texts=("a fine film",), gold=(1,)),
     Instance(texts=("a long long dull film .",), gold=(0,)),
@@ -206,11 +209,11 @@ def test_an_encoder_predicts_no_words():
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def values(tiny_run, encoder, folder, task="classification", **tuning):
+def values(tiny_run, encoder, folder, form="head", **tuning):
     return {
         **tiny_run,
         "model": {"path": str(encoder), "dtype": "float32", "device": "cpu"},
-        "task": {"name": task, "max_length": 10},
+        "task": {**OWN, "form": form, "max_length": 10},
         "tuning": tuning,
         "method": {"name": "ft-adamw", "lr": 0.02},
         "run": {**tiny_run["run"], "output_dir": str(folder), "save_every": 5},
@@ -225,7 +228,7 @@ def test_a_run_is_saved_resumed_and_measured(tiny_run, encoder, tmp_path, tuning
     found = evaluate(str(tmp_path / "run"), [], "test")
     assert {name: found[name] for name in outcome.after} == outcome.after
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "name: classification" in report and '<td class="' in report
+    assert "form: head" in report and '<td class="' in report
 
     (tmp_path / "run" / "result.json").unlink()
     again = runs.train(checked, resume=True)
@@ -236,13 +239,14 @@ def test_a_run_is_saved_resumed_and_measured(tiny_run, encoder, tmp_path, tuning
     else:
         plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     task = Classification(transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "model"), max_length=10)
-    scores = task.evaluate(plain, data.read_examples(tiny_run["data"]["test"]))
+    entry = catalog.custom(kind="classification", **FIELDS)
+    scores = task.evaluate(plain, instances(entry, data.read(tiny_run["data"]["test"])))
     assert scores == pytest.approx(outcome.after)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["backward_passes"] == 9
 
 
 def test_a_run_without_a_head(tiny_run, encoder, tmp_path):
-    settings = values(tiny_run, encoder, tmp_path / "run", "label-similarity")
+    settings = values(tiny_run, encoder, tmp_path / "run", "similarity")
     settings["task"]["descriptions"] = ["a dull film", "a fine film"]
     outcome = runs.train(config.check(settings))
     assert outcome.after["loss"] < outcome.before["loss"]
@@ -251,12 +255,11 @@ def test_a_run_without_a_head(tiny_run, encoder, tmp_path):
     assert "a dull film" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_prompt_does_not_go_with_a_head(tiny_run, encoder, tmp_path):
+def test_descriptions_do_not_go_with_a_head(tiny_run, encoder, tmp_path):
     bad = values(tiny_run, encoder, tmp_path)
-    for key, value in (("template", "{text} it was"), ("label_words", [" bad", " good"])):
-        bad["task"] = {"name": "classification", key: value}
-        with pytest.raises(ConfigError, match=f"{key} belongs to the task prompt-classification"):
-            config.check(bad)
+    bad["task"] = {**OWN, "form": "head", "descriptions": ["a", "b"]}
+    with pytest.raises(ConfigError, match="descriptions belongs to form similarity"):
+        config.check(bad)
     checked = config.check(values(tiny_run, encoder, tmp_path))
     (tmp_path / "config.yaml").write_text(config.dump(checked))
     assert config.load(tmp_path / "config.yaml") == checked
@@ -267,7 +270,7 @@ def test_the_real_encoder():
     model, tokenizer = models.load("minilm-l6", head=2, dtype="float32")
     assert sum(p.numel() for p in model.parameters()) == 22_713_986
     task = Classification(tokenizer, max_length=32)
-    batch = task.collate(data.movie_reviews("dev")[:4])
+    batch = task.collate(instances(catalog.get("movie-reviews"), data.read("movie-reviews", split="dev"))[:4])
     with torch.no_grad():
         hidden = model.bert(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         mask = batch["attention_mask"][..., None]

@@ -92,10 +92,10 @@ def test_eval_of_an_untouched_model(path, tiny_run, finished):
     found = json.loads(call("eval", path, "--split", "test", "--json").stdout)
     assert {name: found[name] for name in expected} == expected
     data = tiny_run["data"]["test"]
-    words = ["task.label_words=[' bad', ' good']", "task.template='{text} it was'", "model.dtype=float32"]
+    words = [f"task={json.dumps(tiny_run['task'])}", "model.dtype=float32"]
     result = call("eval", tiny_run["model"]["path"], f"data.eval={data}", *words)
     assert result.exit_code == 0, result.output
-    assert f"accuracy {expected['accuracy']:.1%}, loss {expected['loss']:.4f} on 22 eval sentences" in result.output
+    assert f"accuracy {expected['accuracy']:.1%}, loss {expected['loss']:.4f} on 22 eval examples" in result.output
 
 
 def test_the_adapter_loads_with_plain_peft(finished, tiny_run):
@@ -127,8 +127,10 @@ def mistake(result, *words):
         ("data.train=none.tsv", ["none.tsv"]),
         ("model.path=./none", ["none"]),
         ("model.path=/none/at/all", ["/none/at/all"]),
-        ("task.template=text", ["{text}"]),
-        ("task.label_words=[good, 'very good']", ["label word"]),
+        ("task.prompt=text", ["{text}"]),
+        ("task.options=[good]", ["two different options"]),
+        ("task={name: sst3}", ["sst3", "'sst5'"]),
+        ("task.name=sst2", ["custom task"]),
         ("tuning={kind: lora, lora_target_modules: [no_proj]}", ["no_proj", "q_proj"]),
         ("run.backend=cuda", ["cuda"]),
         ("run.output_dir=/proc/none", ["/proc/none", "cannot write"]),

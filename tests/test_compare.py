@@ -101,7 +101,7 @@ def test_the_table_and_the_plot(finished):
     assert not rows["mezo-4"]["at_edge"] and not rows["ft-adamw"]["at_edge"]
     grid = {cell["lr"]: cell["loss"] for cell in rows["mezo"]["grid"]}
     assert grid[rows["mezo"]["lr"]] == min(grid.values())
-    for words in ("18 forward passes", "the test data (22 texts)", "seeds 4", "| (untrained) |", "| ft-adamw | 0.01 |"):
+    for words in ("18 forward passes", "the test data (22 examples)", "seeds 4", "| (untrained) |", "| ft-adamw | 0.01 |"):
         assert words in text
     weights = rows["mezo"]["weight_bytes"]
     assert rows["mezo"]["extra_bytes"] < 1000, "a few numbers"
@@ -137,7 +137,7 @@ def test_finished_cells_are_not_run_again(finished, tiny_run, monkeypatch):
         (lambda v: v["run"].update(budget=20), r"budget"),
         (lambda v: v["run"].update(batch_size=2), r"run\.batch_size"),
         (lambda v: v["methods"][0].update(zo_eps=1e-2), r"method\.zo_eps"),
-        (lambda v: v["data"].update(eval_limit=5), r"data\.eval"),
+        (lambda v: v["data"].update(num_eval=5), r"data\.num_eval.*splits\.eval"),
     ],
 )
 def test_cells_of_another_configuration_are_refused(finished, tiny_run, change, words):
@@ -255,7 +255,7 @@ def test_every_method_goes_through_a_comparison(tiny_run, tmp_path):
         (lambda v: v["run"].update(seeds=[]), "run.seeds"),
         (lambda v: v["run"].update(bugdet=1), "did you mean 'budget'"),
         (lambda v: v["run"].pop("budget"), "run.budget is missing"),
-        (lambda v: v["data"].update(eval=None), "data.eval"),
+        (lambda v: v["data"].update(eval=None, num_eval=0), "data.num_eval"),
         (lambda v: v.update(methods=[]), "methods"),
         (lambda v: v["methods"].append({"name": "mezo", "lrs": [1.0]}), "'mezo' stands there twice"),
         (lambda v: v["methods"][1].update(name="mzo"), r"methods\[1\] \(mzo\).*'mezo'"),
@@ -303,11 +303,16 @@ def test_the_comparison_that_comes_along_has_every_method():
 
 def test_choosing_a_learning_rate():
     def record(lr, accuracy, loss, diverged=None):
-        return {"lr": lr, "diverged": diverged, "curve": [{}, {"accuracy": accuracy, "loss": loss}]}
+        return {
+            "lr": lr,
+            "metric": "accuracy",
+            "diverged": diverged,
+            "curve": [{}, {"accuracy": accuracy, "loss": loss}],
+        }
 
     found = [record(1, 0.7, 0.6), record(2, 0.8, 0.7), record(3, 0.8, 0.65), record(4, 0.9, 0.1, "loss nan")]
     assert table.best(found, "loss") == 1
-    assert table.best(found, "accuracy") == 3
+    assert table.best(found, "metric") == 3
     assert table.best(found[3:], "loss") is None
 
 

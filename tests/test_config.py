@@ -37,7 +37,9 @@ def test_the_methods_fields_are_filled_in(path):
 
 
 def test_what_is_dumped_is_read_back(path, tmp_path):
-    found = config.load(path, ["data.train=é.tsv", "task.template='{text} So'", "method.lr=3e-7"])
+    found = config.load(
+        path, ["data.train=é.tsv", "task.descriptions=[é, o]", "task.form=similarity", "method.lr=3e-7"]
+    )
     (tmp_path / "again.yaml").write_text(config.dump(found), encoding="utf-8")
     assert config.load(tmp_path / "again.yaml") == found
 
@@ -54,7 +56,7 @@ def test_what_is_dumped_is_read_back(path, tmp_path):
         ("run.lr_scheduler=lin", ["run.lr_scheduler", "'linear'", "'lin'"]),
         ("model.path=3", ["model.path", "string", "3"]),
         ("model.device=gpu", ["model.device", "'cuda'", "'gpu'"]),
-        ("data.options=[a, 1]", ["data.options", "string", "1"]),
+        ("run.report_to=[a, 1]", ["run.report_to", "string", "1"]),
         ("method.zo_epss=1", ["zo_epss", "'zo_eps'"]),
         ("method.lr='1e-6'", ["lr", "float", "'1e-6'"]),
         ("method.lr=-1", ["lr", "at least 0"]),
@@ -63,7 +65,13 @@ def test_what_is_dumped_is_read_back(path, tmp_path):
         ("run.steps.more=1", ["run.steps", "section"]),
         ("run.steps", ["key=value", "run.steps"]),
         ("run.steps=[1", ["run.steps=[1", "YAML"]),
-        ("data.eval=null", ["data", "eval or test"]),
+        ("data={num_eval: 0, num_test: 0}", ["num_eval is 0", "nothing to measure"]),
+        ("task.prompt='{text} So'", ["prompt describes a custom task"]),
+        ("task.name=custom", ["needs kind"]),
+        ("task={name: custom, kind: choice, form: head}", ["kind choice needs form prompt"]),
+        ("task.descriptions=[a, b]", ["descriptions belongs to form similarity"]),
+        ("task.form=similarity", ["needs descriptions"]),
+        ("tuning.layers=[1]", ["tuning.layers", "2 items"]),
     ],
 )
 def test_a_mistake_names_its_key(path, override, words):

@@ -7,112 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 
 from zoengine import config_files, methods
 from zoengine.config_files import ConfigError
+from zoengine.config_sections import Config
 from zoengine.methods.fields import build, nearest, of_run
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Model(_Section):
-    """Which model, in which precision, where."""
-
-    path: str
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class Data(_Section):
-    """Labelled texts. ``movie-reviews`` is the embedded set; anything else is a .tsv, .csv or .jsonl file."""
-
-    train: str = "movie-reviews"
-    eval: str | None = "movie-reviews"
-    test: str | None = None
-    options: list[str] = ["0", "1"]
-    text_column: str = "text"
-    label_column: str = "label"
-    split_column: str | None = None
-    eval_limit: PositiveInt | None = None
-    test_limit: PositiveInt | None = None
-
-
-class Task(_Section):
-    """Classification: by the label word that a language model expects after a prompt, by a head on any model, or by
-    the similarity of an encoder's embeddings of text and label."""
-
-    name: Literal["prompt-classification", "classification", "label-similarity"] = "prompt-classification"
-    template: str = "{text} It was"
-    label_words: list[str] = [" terrible", " great"]
-    descriptions: list[str] = ["A terrible film.", "A great film."]
-    scale: Annotated[float, Field(gt=0)] = 20.0
-    max_length: PositiveInt = 2048
-
-    @model_validator(mode="after")
-    def _keys_of_this_task(self) -> Task:
-        own = {"prompt-classification": ("template", "label_words"), "label-similarity": ("descriptions", "scale")}
-        for task, keys in own.items():
-            for key in keys if task != self.name else ():
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key} belongs to the task {task}, not to {self.name}")
-        return self
-
-
-class Tuning(_Section):
-    """Which parameters are trained: all, the adapters of LoRA, or those whose name matches a regular expression."""
-
-    kind: Literal["full", "lora", "subset"] = "full"
-    parameters: str = ""
-    lora_r: PositiveInt = 8
-    lora_alpha: float = 16.0
-    lora_target_modules: list[str] | str = ["q_proj", "v_proj"]
-
-
-class Run(_Section):
-    """How long, how often, where to."""
-
-    output_dir: str
-    steps: PositiveInt
-    batch_size: PositiveInt = 16
-    gradient_accumulation: PositiveInt = 1
-    eval_batch_size: PositiveInt = 32
-    eval_every: Count = 0
-    save_every: Count = 0
-    save_total_limit: PositiveInt = 2
-    log_every: PositiveInt = 10
-    lr_scheduler: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "constant"
-    warmup_steps: Count = 0
-    group_by_length: bool = False
-    seed: Count = 0
-    report_to: list[str] = []
-    backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
-
-
-class Config(_Section):
-    """A whole run. ``method`` holds ``name`` and that method's fields, all of them, defaults filled in."""
-
-    model: Model
-    data: Data = Data()
-    task: Task = Task()
-    tuning: Tuning = Tuning()
-    method: dict[str, Any]
-    run: Run
-
-    @field_validator("data")
-    @classmethod
-    def _trainable(cls, data: Data) -> Data:
-        if data.eval is None and data.test is None:
-            raise ValueError("give eval or test, or there is nothing to measure")
-        return data
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), row: str | None = None) -> Config:
@@ -183,4 +86,5 @@ def message(error: ValidationError, root: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key} is missing; give it in the file or as {key}=VALUE{more}"
     text = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{key}: {text}, got {first['input']!r}{more}"
+    given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+    return f"{key}: {text}{given}{more}"

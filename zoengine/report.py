@@ -13,6 +13,7 @@ import torch
 
 import zoengine
 from zoengine.noise import table
+from zoengine.scores import FRACTIONS, score
 
 if TYPE_CHECKING:
     from zoengine.trainer.run import Outcome
@@ -22,14 +23,15 @@ Row = dict[str, Any]
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
 
-class Sentence(NamedTuple):
-    """One line of the report's table; all but ``text`` and ``right`` are names of labels."""
+class Line(NamedTuple):
+    """One line of the report's table: a text, what is right for it, and what the model answered."""
 
     text: str
-    label: str
+    expected: str
     before: str
     after: str
-    right: bool
+    right_before: bool
+    right_after: bool
 
 
 def environment() -> dict[str, Any]:
@@ -66,12 +68,12 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def plot(rows: Sequence[Row], path: Path, *, split: str) -> None:
-    """Draw loss and accuracy over forward passes into a PNG.
+def plot(rows: Sequence[Row], path: Path, *, split: str, metric: str) -> None:
+    """Draw loss and ``metric`` over forward passes into a PNG.
 
     Args:
         rows: of ``metrics.jsonl``.
-        split: whose zero-shot and final accuracy stand as reference (the test set where there is one).
+        split: whose zero-shot and final score stand as reference (the test set where there is one).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -88,19 +90,20 @@ def plot(rows: Sequence[Row], path: Path, *, split: str) -> None:
     held_out = [row for row in scores if row["split"] == "eval"]
     if held_out:
         above.plot(*_points(held_out, "loss"), "o-", color="#c8551b", markersize=4, linewidth=1, label="eval")
-        below.plot(*_points(held_out, "accuracy"), "o-", color="#c8551b", markersize=4, linewidth=1.4, label="eval")
+        below.plot(*_points(held_out, metric), "o-", color="#c8551b", markersize=4, linewidth=1.4, label="eval")
     reference = [row for row in scores if row["split"] == split]
     if reference:
-        zero_shot = reference[0]["accuracy"]
-        label = f"zero-shot, {split}: {zero_shot:.1%}"
+        zero_shot = reference[0][metric]
+        label = f"zero-shot, {split}: {score(metric, zero_shot)}"
         below.axhline(zero_shot, color="#666666", linestyle="--", linewidth=1, label=label)
         if split != "eval" and len(reference) > 1:
-            final = reference[-1]["accuracy"]
-            below.plot(*_points(reference[-1:], "accuracy"), "D", color="#1f4e8c", label=f"final, {split}: {final:.1%}")
+            final = f"final, {split}: {score(metric, reference[-1][metric])}"
+            below.plot(*_points(reference[-1:], metric), "D", color="#1f4e8c", label=final)
     above.set_ylabel("loss")
-    below.set_ylabel("accuracy")
+    below.set_ylabel(metric)
     below.set_xlabel("forward passes")
-    below.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if metric in FRACTIONS:
+        below.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     for axes in (above, below):
         axes.grid(color="#e5e5e5", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -108,7 +111,7 @@ def plot(rows: Sequence[Row], path: Path, *, split: str) -> None:
     figure.savefig(path)
 
 
-def write_html(rows: Sequence[Row], sentences: Sequence[Sentence], outcome: Outcome, config: str, path: Path) -> None:
+def write_html(rows: Sequence[Row], lines: Sequence[Line], outcome: Outcome, config: str, path: Path) -> None:
     """Write one HTML page with everything a reader needs to judge and repeat the run."""
     import jinja2
 
@@ -116,7 +119,7 @@ def write_html(rows: Sequence[Row], sentences: Sequence[Sentence], outcome: Outc
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     run = next(row for row in rows if row["kind"] == "run")
     page = environment.from_string(_PAGE).render(
-        run=run, sentences=sentences, outcome=outcome, config=config, curve=curve,
+        run=run, lines=lines, outcome=outcome, config=config, curve=curve, score=score,
         resumed=[row for row in rows if row["kind"] == "resume"],
     )  # fmt: skip
     path.write_text(page, encoding="utf-8")
@@ -147,17 +150,19 @@ _PAGE = """<!doctype html>
  pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 13px }
 </style></head><body>
 <h1>{{ run.config.model.path }}, {{ run.config.method.name }}, {{ run.config.tuning.kind }} tuning</h1>
-<p class="big">Accuracy {{ "%.1f" | format(100 * outcome.before.accuracy) }}% &rarr;
-<b>{{ "%.1f" | format(100 * outcome.after.accuracy) }}%</b> on {{ outcome.after.n }} {{ outcome.split }} sentences,
+<p class="big">{{ outcome.metric | capitalize }} {{ score(outcome.metric, outcome.before[outcome.metric]) }} &rarr;
+<b>{{ score(outcome.metric, outcome.after[outcome.metric]) }}</b>
+on {{ outcome.after.n }} {{ outcome.split }} examples,
 {{ outcome.forward_passes }} forward passes and {{ outcome.backward_passes or "no" }} backward
-{{ "passes" if outcome.backward_passes else "pass" }}, {{ "%.0f" | format(outcome.seconds) }} s.</p>
-<img alt="loss and accuracy over forward passes" src="data:image/png;base64,{{ curve }}">
-<h2>The first {{ sentences | length }} {{ outcome.split }} sentences</h2>
-<table><tr><th>sentence</th><th>label</th><th>before</th><th>after</th></tr>
-{% for s in sentences %}
-<tr><td>{{ s.text }}</td><td>{{ s.label }}</td>
-<td class="{{ 'right' if s.before == s.label else 'wrong' }}">{{ s.before }}</td>
-<td class="{{ 'right' if s.right else 'wrong' }}">{{ s.after }}</td></tr>
+{{ "passes" if outcome.backward_passes else "pass" }}, {{ "%.0f" | format(outcome.seconds) }} s,
+{{ "%.0f" | format(100 * outcome.evaluation_share) }}% of it for evaluation.</p>
+<img alt="loss and {{ outcome.metric }} over forward passes" src="data:image/png;base64,{{ curve }}">
+<h2>The first {{ lines | length }} {{ outcome.split }} examples</h2>
+<table><tr><th>text</th><th>right</th><th>before</th><th>after</th></tr>
+{% for s in lines %}
+<tr><td>{{ s.text }}</td><td>{{ s.expected }}</td>
+<td class="{{ 'right' if s.right_before else 'wrong' }}">{{ s.before }}</td>
+<td class="{{ 'right' if s.right_after else 'wrong' }}">{{ s.after }}</td></tr>
 {% endfor %}
 </table>
 <h2>Run</h2>
@@ -174,7 +179,7 @@ _PAGE = """<!doctype html>
 <td>python {{ run.python }}{% for name, version in run.packages.items() %}, {{ name }} {{ version }}{% endfor %}
 </td></tr>
 {% for name, split in run.splits.items() %}
-<tr><td>{{ name }} data</td><td>{{ split.n }} sentences, hash {{ split.hash }}</td></tr>
+<tr><td>{{ name }} data</td><td>{{ split.n }} examples, hash {{ split.hash }}</td></tr>
 {% endfor %}
 </table>
 <h2>Settings</h2>

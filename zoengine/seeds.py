@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoengine.scores import FRACTIONS
+
 Spread = dict[str, Any]
 
 
@@ -31,6 +33,11 @@ def percent(value: Spread) -> str:
     return f"{100 * value['mean']:.1f}{deviation} %"
 
 
+def score(metric: str, value: Spread) -> str:
+    """As :func:`percent` for metrics that are fractions, else as :func:`number`."""
+    return percent(value) if metric in FRACTIONS else number(value)
+
+
 def number(value: Spread) -> str:
     """``0.231 ± 0.004``."""
     deviation = "" if value["std"] is None else f" ± {value['std']:.3f}"
@@ -44,7 +51,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, key: str, name: str) -> Non
         rows: of each curve its ``label`` and ``curve``, as :func:`curve` makes it; rows without one are left out.
         path: the file.
         key: of the score in the curves.
-        name: what the axis calls it.
+        name: of the metric.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,7 +69,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, key: str, name: str) -> Non
         axes.plot(passes, means, line, color=color, linewidth=1.6, label=r["label"])
     axes.set_xlabel("forward passes")
     axes.set_ylabel(f"{name} on the evaluation data")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if name in FRACTIONS:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:

@@ -73,11 +73,14 @@ def train(
         again = shlex.join(["zoengine", "train", str(outcome.folder), "--resume"])
         typer.echo(f"zoengine: stopped after step {outcome.step}, saved; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED if outcome.signal == 2 else 128 + outcome.signal)
-    before, after = outcome.before["accuracy"], outcome.after["accuracy"]
+    from zoengine.scores import score
+
+    before, after = (score(outcome.metric, scores[outcome.metric]) for scores in (outcome.before, outcome.after))
     backward = f"{outcome.backward_passes} backward passes, " if outcome.backward_passes else ""
     typer.echo(
-        f"accuracy {before:.1%} -> {after:.1%} on {outcome.after['n']} {outcome.split} sentences, "
-        f"{outcome.forward_passes} forward passes, {backward}{outcome.seconds:.0f} s, "
+        f"{outcome.metric} {before} -> {after} on {outcome.after['n']} {outcome.split} examples, "
+        f"{outcome.forward_passes} forward passes, {backward}{outcome.seconds:.0f} s "
+        f"({outcome.evaluation_share:.0%} evaluating), "
         f"report {outcome.folder / 'report.html'}"
     )
 
@@ -88,21 +91,25 @@ def evaluate(
     overrides: Overrides = None,
     row: Row = None,
     split: Annotated[str, typer.Option(help="eval or test")] = "eval",
+    shots: Annotated[int, typer.Option(help="solved training examples before each prompt; papers take 32")] = 0,
+    shots_seed: Annotated[int, typer.Option(help="which examples those are")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy and loss of a trained or untouched model."""
+    """Metric and loss of a trained or untouched model, zero-shot or with examples in its context."""
     with reported(debug):
         need_hf()
         quiet()
         from zoengine.trainer.evaluate import evaluate as measure
 
-        found = measure(target, overrides or [], split, row)
+        found = measure(target, overrides or [], split, row, shots=shots, shots_seed=shots_seed)
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        scores = f"accuracy {found['accuracy']:.1%}, loss {found['loss']:.4f}"
-        typer.echo(f"{scores} on {found['n']} {split} sentences, {found['model']}")
+        from zoengine.scores import score
+
+        scores = f"{found['metric']} {score(found['metric'], found[found['metric']])}, loss {found['loss']:.4f}"
+        typer.echo(f"{scores} on {found['n']} {split} examples, {found['model']}")
 
 
 app.command()(compare)

@@ -73,7 +73,7 @@ class Job:
             del made["run"][free]
         run = self.plan.config.run
         own = {"budget": run.budget, "evaluations": run.evaluations, "noise_version": table.VERSION}
-        return json.loads(json.dumps({**own, "data": self._hashes, **made}))
+        return json.loads(json.dumps({**own, "splits": self._hashes, **made}))
 
     def facts(self) -> Record:
         """What the comparison has to be read with; the model must have been loaded."""
@@ -92,7 +92,13 @@ class Job:
             self._before = {split: self._scores(split) for split in sorted({"eval", self.split})}
         name = cell.config.method["name"]
         record = {"cell": self.identity(cell), "label": cell.entry.label, "method": name, "lr": cell.lr}
-        record |= {"seed": cell.seed, "split": self.split, "before": self._before, "diverged": None}
+        record |= {
+            "seed": cell.seed,
+            "split": self.split,
+            "metric": self._task.metric,
+            "before": self._before,
+            "diverged": None,
+        }
         with tempfile.TemporaryDirectory(prefix="zoengine-") as scratch:
             writer = MetricsWriter(Path(scratch) / "metrics.jsonl")
             try:
@@ -116,7 +122,8 @@ class Job:
             found = {"final": None, "diverged": str(error)}
         rows = [row for row in writer.rows if row["kind"] == "eval" and math.isfinite(row["loss"])]
         curve = [{"forward_passes": 0, **self._before["eval"]}]
-        curve += [{name: row[name] for name in ("forward_passes", "accuracy", "loss", "n")} for row in rows]
+        names = ("forward_passes", self._task.metric, "loss", "n")
+        curve += [{name: row[name] for name in names} for row in rows]
         return {
             **found,
             **{"backward_passes": 0, **passes(trainer.zo)},

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from zoengine import config, methods
-from zoengine.config import Config, ConfigError, Count, Data, Model, PositiveInt, Run, Task, Tuning
+from zoengine.config import Config, ConfigError
+from zoengine.config_sections import Count, Data, Model, PositiveInt, Run, Task, Tuning
 
 _LABEL = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -29,7 +30,7 @@ class CompareRun(BaseModel):
     budget: PositiveInt
     evaluations: PositiveInt = 4
     seeds: Annotated[list[Count], Field(min_length=1)] = [0, 1, 2]
-    select: Literal["loss", "accuracy"] = "loss"
+    select: Literal["loss", "metric"] = "loss"
     batch_size: PositiveInt = 16
     gradient_accumulation: PositiveInt = 1
     eval_batch_size: PositiveInt = 32
@@ -96,8 +97,10 @@ def check(values: Mapping[str, Any]) -> Plan:
         raise ConfigError(config.message(error, CompareConfig)) from None
     if len(set(found.run.seeds)) != len(found.run.seeds):
         raise ConfigError(f"run.seeds: a seed is given twice in {found.run.seeds}")
-    if found.data.eval is None:
-        raise ConfigError("data.eval: a comparison chooses learning rates by it, so it must be given")
+    if found.data.num_eval == 0 and found.data.eval is None:
+        raise ConfigError(
+            "data.num_eval is 0: a comparison chooses learning rates by evaluation data; let it have some"
+        )
     entries = [_entry(found, k) for k in range(len(found.methods))]
     labels = [entry.label for entry in entries]
     twice = next((label for label in labels if labels.count(label) > 1), None)

@@ -22,6 +22,7 @@ from zoengine import ops, seeds
 from zoengine.compare import table
 from zoengine.compare.cells import Cell, Job, Record, read_record, write_record
 from zoengine.compare.config import Entry, Plan
+from zoengine.scores import score
 from zoengine.trainer.run import RunError
 
 _log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class _Comparison:
         result = {"command": command, "config": config, "facts": next(iter(found.values()))["facts"], "rows": rows}
         text = json.dumps(result, indent=1, allow_nan=False)
         (self.folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
-        seeds.plot(rows, self.folder / "comparison.png", "accuracy", "accuracy")
+        seeds.plot(rows, self.folder / "comparison.png", rows[0]["metric"], rows[0]["metric"])
         path = self.folder / "comparison.md"
         path.write_text(table.markdown(self.plan.config, rows, result["facts"]), encoding="utf-8")
         return path
@@ -149,7 +150,8 @@ class _Progress:
             self._bar.update(ended - self._passes)
         self._passes = ended
         scores = record["final"]
-        outcome = f"accuracy {scores['accuracy']:.1%}, loss {scores['loss']:.4f}" if scores else "diverged"
+        metric = record["metric"]
+        outcome = f"{metric} {score(metric, scores[metric])}, loss {scores['loss']:.4f}" if scores else "diverged"
         left = self._cells - self._skipped - self._finished
         seconds = (time.monotonic() - self._began) / self._finished * left
         line = (

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from zoengine import config
-from zoengine.config import ConfigError, Count, Data, Model, PositiveInt, Run, Task, Tuning
+from zoengine.config import ConfigError
+from zoengine.config_sections import Count, Data, Model, PositiveInt, Run, Task, Tuning
 from zoengine.meta.training import MetaFields
 from zoengine.methods.fields import FieldError, build
 

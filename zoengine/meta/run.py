@@ -69,8 +69,7 @@ def meta_train(config: MetaConfig, *, overwrite: bool = False, command: str = ""
     """
     began = time.monotonic()
     device = pick_device(config.model.device)
-    training = config.model_copy(update={"data": config.data.model_copy(update={"eval": None, "test": None})})
-    examples = read_splits(training)["train"]
+    examples = read_splits(config, only=["train"])["train"]
     folder = _folder(Path(config.run.output_dir), overwrite)
     with nullcontext() if config.run.backend == "auto" else ops.use(config.run.backend):
         model, tokenizer = load_model(config, device)

@@ -1,5 +1,6 @@
 """What a run trains on: text in, a scalar loss and a metric out. Needs torch; a tokenizer is handed in."""
 
+from zoengine.tasks import catalog
 from zoengine.tasks.base import Task
 from zoengine.tasks.classification import Classification
 from zoengine.tasks.instance import Instance, TaskError
@@ -9,4 +10,5 @@ from zoengine.tasks.similarity import LabelSimilarity
 
 __all__ = [
     "Classification", "Instance", "LabelSimilarity", "LabelledTexts", "OptionLikelihood", "Task", "TaskError",
+    "catalog",
 ]  # fmt: skip

@@ -31,9 +31,6 @@ class Task(ABC):
 
     metric: str = "accuracy"
     truncated: int
-    bridge: Callable[[Any], Instance] = staticmethod(
-        lambda example: Instance(gold=(example.label,), texts=(example.text,))
-    )
 
     @abstractmethod
     def encode(self, instance: Instance) -> Encoded:
@@ -62,6 +59,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def expected(self, item: Encoded) -> tuple[str, ...]:
+        """The answers to an encoded example that are right, as ``predict`` would write them."""
+
+    @abstractmethod
     def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
         """What the model answers to each example."""
 
@@ -85,7 +86,6 @@ class Task(ABC):
         """The examples, those encoded that are not yet."""
         if not examples:
             raise TaskError("a task was given no examples")
-        examples = [self.bridge(item) if isinstance(item, tuple) else item for item in examples]
         return [self.encode(item) if isinstance(item, Instance) else item for item in examples]
 
     def size(self, item: Encoded) -> tuple[int, int]:

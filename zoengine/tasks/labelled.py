@@ -51,6 +51,9 @@ class LabelledTexts(Task):
         encoded = self.encoded(examples)
         return [self.names(item)[k] for item, k in zip(encoded, self.choices(model, encoded, batch_size), strict=True)]
 
+    def expected(self, item: Encoded) -> tuple[str, ...]:
+        return (self.names(item)[item["labels"]],)
+
     def choices(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[int]:
         """The index of the label that the model gives each example."""
         found: dict[int, int] = {}

@@ -96,15 +96,17 @@ def load(
             )  # fmt: skip
         elif k_shot is not None:
             found["train"], found["eval"] = data.few_shot(pool, _label, seed=seed, k=k_shot, official=official)
+        elif num_eval == 0:
+            found["train"] = data.draw(pool, num_train, seed)
         else:
             found["train"], found["eval"] = data.divide(
                 pool, seed=seed, num_train=num_train, num_eval=num_eval, official=official
             )
     if "eval" in parts and eval is not None:
-        found["eval"] = data.draw(read("eval", eval), num_eval, seed)
+        found["eval"] = _some(eval, read("eval", eval), num_eval, seed)
     if "test" in parts and (test is not None or train is None):
         test_seed = data.FEW_SHOT_TEST_SEED if official and k_shot is not None else seed
-        found["test"] = data.draw(read("test", test), num_test, test_seed)
+        found["test"] = _some(test or train or entry.name, read("test", test), num_test, test_seed)
     return Splits(*(found[part] if part in parts else [] for part in PARTS))
 
 
@@ -121,6 +123,11 @@ def _place(entry: Entry, part: str, source: str | None) -> tuple[str, tuple[str,
     if entry.name in data.EMBEDDED:
         return entry.name, names
     raise TaskError(f"the task {entry.name} has no data of its own; give a source for {part}")
+
+
+def _some(source: str, found: list[Instance], count: int | None, seed: int) -> list[Instance]:
+    """``count`` of the instances. The embedded rows stand in a drawn order already: their first ones, for any seed."""
+    return found[:count] if source in data.EMBEDDED else data.draw(found, count, seed)
 
 
 def _label(instance: Instance) -> int:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError
-from zoengine.data import Example
-from zoengine.tasks import Classification, Instance, LabelledTexts, LabelSimilarity, OptionLikelihood
+from zoengine.tasks import (
+    Classification,
+    LabelSimilarity,
+    OptionLikelihood,
+    Task,
+    TaskError,
+    catalog,
+    rows,
+)  # fmt: skip
+from zoengine.tasks.entry import Entry
 
-EMBEDDED = "movie-reviews"
-_SPLITS = {"train": "train", "eval": "dev", "test": "test"}
+_HEADS = {"prompt": "lm", "masked": "masked-lm", "similarity": "none"}
+_PROMPT_LENGTH = 2048
+_HEAD_LENGTH = 128
 
 
 def load_model(config: Config, device: str) -> tuple[Any, Any]:
@@ -20,32 +30,75 @@ def load_model(config: Config, device: str) -> tuple[Any, Any]:
     tuning = config.tuning
     return models.load(
         config.model.path, head=head(config), dtype=config.model.dtype, device=device, seed=config.run.seed,
-        tuning=tuning.kind, lora_r=tuning.lora_r, lora_alpha=tuning.lora_alpha,
-        lora_target_modules=tuning.lora_target_modules, parameters=tuning.parameters,
+        tuning=tuning.kind, parameters=tuning.parameters, layers=tuning.layers, lora_r=tuning.lora_r,
+        lora_alpha=tuning.lora_alpha, lora_target_modules=tuning.lora_target_modules,
+        prefix_tokens=tuning.prefix_tokens, prefix_init=tuning.prefix_init, quantization=tuning.quantization,
     )  # fmt: skip
 
 
 def head(config: Config) -> str | int:
-    """The head that the task of ``config`` needs, as :func:`zoengine.models.load` takes it."""
-    return {"classification": len(config.data.options), "label-similarity": "none"}.get(config.task.name, "lm")
+    """What :func:`zoengine.models.load` puts on top of the model for this task."""
+    return _HEADS[config.task.form] if config.task.form != "head" else len(read_entry(config).labels)
 
 
-def build_task(config: Config, tokenizer: Any) -> LabelledTexts:
-    """The task of ``config`` for a tokenizer."""
+def read_entry(config: Config) -> Entry:
+    """The task's entry: of the catalogue, or made of the description of a custom task.
+
+    Raises:
+        TaskError: an unknown task, or a description that makes none.
+    """
     task = config.task
-    if task.name == "classification":
-        return Classification(tokenizer, options=config.data.options, max_length=task.max_length)
-    if task.name == "label-similarity":
-        return LabelSimilarity(tokenizer, descriptions=task.descriptions, scale=task.scale, max_length=task.max_length)
-    found = OptionLikelihood(tokenizer, max_length=task.max_length)
-    found.label_names = [word.strip() for word in task.label_words]
-    found.bridge = lambda example: Instance(
-        task.template.replace("{text}", example.text), tuple(task.label_words), (example.label,), texts=(example.text,)
-    )
-    return found
+    return catalog.custom(**task.description) if task.name == "custom" else catalog.get(task.name)
 
 
-def facts(model: Any, examples: dict[str, list[Example]]) -> dict[str, Any]:
+def build_task(config: Config, tokenizer: Any) -> Task:
+    """The task of ``config`` for a tokenizer, with its objective.
+
+    Raises:
+        TaskError: a task that has no such form, or does not fit the tokenizer.
+    """
+    return _task(config, read_entry(config), tokenizer)
+
+
+def _task(config: Config, entry: Entry, tokenizer: Any) -> Task:
+    form, length = config.task.form, config.task.max_length
+    if form != "prompt" and entry.kind != "classification":
+        raise TaskError(f"task.form {form!r} classifies, and {entry.name} is a {entry.kind}; set task.form to prompt")
+    if form == "head":
+        return Classification(tokenizer, options=entry.labels, max_length=length or _HEAD_LENGTH)
+    if form == "similarity":
+        described = config.task.descriptions or ()
+        if len(described) != len(entry.labels):
+            raise TaskError(
+                f"task.descriptions has {len(described)} texts; {entry.name} has the labels {', '.join(entry.labels)}"
+            )
+        return LabelSimilarity(
+            tokenizer, descriptions=described, scale=config.task.scale, max_length=length or _HEAD_LENGTH
+        )
+    return OptionLikelihood(tokenizer, max_length=length or _PROMPT_LENGTH)
+
+
+def read_splits(config: Config, only: Sequence[str] = rows.PARTS) -> dict[str, list[Any]]:
+    """The examples of train, eval and test, as far as the configuration has them.
+
+    Raises:
+        DataError, TaskError: as :func:`zoengine.tasks.rows.load`.
+    """
+    given = config.data
+    wanted = [
+        part for part in only
+        if not (part == "eval" and given.num_eval == 0) and not (part == "test" and given.num_test == 0)
+    ]  # fmt: skip
+    found = rows.load(
+        read_entry(config), train=given.train, eval=given.eval, test=given.test,
+        seed=config.run.seed if given.split_seed is None else given.split_seed, num_train=given.num_train,
+        num_eval=given.num_eval, num_test=given.num_test, k_shot=given.k_shot, official=given.official_splits,
+        split_column=given.split_column, parts=wanted,
+    )  # fmt: skip
+    return {part: examples for part in wanted if (examples := getattr(found, part))}
+
+
+def facts(model: Any, examples: dict[str, list[Any]]) -> dict[str, Any]:
     """What a result has to be read with: versions, device, backend, how much is trained, and hashes of the data."""
     parameter = next(p for p in model.parameters() if p.requires_grad)
     return {
@@ -56,26 +109,6 @@ def facts(model: Any, examples: dict[str, list[Example]]) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "splits": {name: {"n": len(e), "hash": data.split_hash(e)} for name, e in examples.items()},
     }
-
-
-def read_splits(config: Config) -> dict[str, list[Example]]:
-    """The examples of train, eval and test, as far as the configuration names them."""
-    found = {}
-    for name, split in _SPLITS.items():
-        source = getattr(config.data, name)
-        if source is None:
-            continue
-        if source == EMBEDDED:
-            examples = data.movie_reviews(split)
-        else:
-            examples = data.read_examples(
-                source, options=config.data.options, split=split if config.data.split_column else None,
-                text_column=config.data.text_column, label_column=config.data.label_column,
-                split_column=config.data.split_column or "split",
-            )  # fmt: skip
-        limit = getattr(config.data, f"{name}_limit", None)
-        found[name] = examples[:limit]
-    return found
 
 
 def pick_device(name: str) -> str:

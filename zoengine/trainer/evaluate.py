@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from zoengine import config, data, models
+from zoengine.tasks.in_context import with_demonstrations
 from zoengine.trainer import checkpoint
 from zoengine.trainer.build import build_task, head, pick_device, read_splits
 from zoengine.trainer.run import RunError
 
 
-def evaluate(target: str, overrides: Sequence[str], split: str, row: str | None = None) -> dict[str, Any]:
-    """Accuracy, loss and n of ``target`` on ``split`` ("eval" or "test"), with the model's place and the split's hash.
+def evaluate(
+    target: str, overrides: Sequence[str], split: str, row: str | None = None, *, shots: int = 0, shots_seed: int = 0
+) -> dict[str, Any]:
+    """Scores and n of ``target`` on ``split`` ("eval" or "test"), with what they have to be read with.
 
     Args:
         target: the folder of a run (its final weights, or its last checkpoint), a config file (the model it names,
             untouched), or a model as ``model.path`` takes it.
         overrides: ``key=value``, as for training.
         row: which row of a config file.
+        shots: how many solved examples of the training data stand before each prompt; 0 is zero-shot.
+        shots_seed: which ones.
 
     Raises:
         RunError: a run without weights, or a split that is not there.
@@ -37,14 +42,19 @@ def evaluate(target: str, overrides: Sequence[str], split: str, row: str | None 
         settings, weights = config.for_model(target, overrides), None
     if split not in ("eval", "test"):
         raise RunError(f"--split takes eval or test, got {split!r}")
-    examples = read_splits(settings).get(split)
-    if examples is None:
+    if shots and settings.task.form != "prompt":
+        raise RunError(f"--shots puts examples into a prompt; task.form is {settings.task.form}, which has none")
+    splits = read_splits(settings, only=["train", split] if shots else [split])
+    if split not in splits:
         raise RunError(f"the configuration names no {split} data; give data.{split}=FILE")
+    asked = splits[split]
+    if shots:
+        asked = with_demonstrations(asked, splits["train"], shots, shots_seed)
     model, tokenizer = _load(settings, weights)
-    found = build_task(settings, tokenizer)
-    scores = found.evaluate(model, found.dataset(examples), settings.run.eval_batch_size)
-    place = str(weights or settings.model.path)
-    return {**scores, "model": place, "split": split, "split_hash": data.split_hash(examples)}
+    task = build_task(settings, tokenizer)
+    scores = task.evaluate(model, task.dataset(asked), settings.run.eval_batch_size)
+    facts = {"model": str(weights or settings.model.path), "split": split, "split_hash": data.split_hash(splits[split])}
+    return {**scores, "metric": task.metric, "shots": shots, "truncated": task.truncated, **facts}
 
 
 def _weights(folder: Path) -> Path:

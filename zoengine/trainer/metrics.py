@@ -20,6 +20,8 @@ from zoengine.trainer.optimizer import passes, unwrapped
 
 Row = dict[str, Any]
 
+NOT_SCORES = ("kind", "step", "forward_passes", "split", "seconds")  # what else an evaluation's row holds
+
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file; a last line cut off by a crash is left out, and so is a missing file."""
@@ -44,6 +46,7 @@ class MetricsWriter(TrainerCallback):
         self.rows = [] if resume_step is None else [r for r in read_rows(path) if r.get("step", 0) <= resume_step]
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)  # a line is on its way once it is written
+        self.evaluating = 0.0  # seconds spent so since this was made
         self._trained = max((row["seconds"] for row in self.rows if row["kind"] == "step"), default=0.0)
 
     def write(self, kind: str, **values: Any) -> None:
@@ -55,9 +58,10 @@ class MetricsWriter(TrainerCallback):
         """Close the file."""
         self._file.close()
 
-    def evaluation(self, split: str, step: int, forward_passes: int, metrics: dict[str, float]) -> None:
-        """Append the scores of ``split`` after ``step`` steps."""
-        self.write("eval", step=step, forward_passes=forward_passes, split=split, **metrics)
+    def evaluation(self, split: str, step: int, forward_passes: int, metrics: dict[str, float], seconds: float) -> None:
+        """Append the scores of ``split`` after ``step`` steps, which took ``seconds``."""
+        self.evaluating += seconds
+        self.write("eval", step=step, forward_passes=forward_passes, split=split, **metrics, seconds=round(seconds, 3))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = time.monotonic()
@@ -70,5 +74,8 @@ class MetricsWriter(TrainerCallback):
         )  # fmt: skip
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        scores = {name: metrics[f"eval_{name}"] for name in ("accuracy", "loss", "n") if f"eval_{name}" in metrics}
-        self.evaluation("eval", state.global_step, unwrapped(kwargs["optimizer"]).forward_passes, scores)
+        speed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+        named = {name: value for name, value in (metrics or {}).items() if name not in speed}
+        scores = {name.removeprefix("eval_"): value for name, value in named.items() if name.startswith("eval_")}
+        taken = unwrapped(kwargs["optimizer"]).forward_passes
+        self.evaluation("eval", state.global_step, taken, scores, metrics["eval_runtime"])

@@ -53,7 +53,10 @@ class ZOProgressCallback(ProgressCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         super().on_evaluate(args, state, control, **kwargs)
         named = (metrics or {}).items()
-        scores = [f"{name} {value:.4f}" for name, value in named if name.endswith(("accuracy", "loss"))]
+        aside = ("_n", "_runtime", "_per_second")
+        scores = [
+            f"{name} {value:.4f}" for name, value in named if name.startswith("eval_") and not name.endswith(aside)
+        ]
         if scores:
             self._write(f"step {state.global_step}/{state.max_steps}  " + "  ".join(scores))
 

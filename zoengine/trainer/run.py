@@ -17,22 +17,23 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from zoengine import models, ops, report
 from zoengine.config import Config, dump, load
-from zoengine.data import Example
-from zoengine.tasks import LabelledTexts
+from zoengine.scores import score
+from zoengine.tasks import Task
 from zoengine.trainer import checkpoint
 from zoengine.trainer.build import build_task, facts, load_model, pick_device, read_splits
 from zoengine.trainer.interrupt import StopOnSignal
-from zoengine.trainer.metrics import MetricsWriter
+from zoengine.trainer.metrics import NOT_SCORES, MetricsWriter
 from zoengine.trainer.trainer import ZOTrainer
+
+Scores = dict[str, float]
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = 8  # sentences whose predictions the report shows
+_SHOWN = 8  # examples whose predictions the report shows
 # What a run writes, and all that starting over may remove.
 _WRITTEN = ("config.yaml", "metrics.jsonl", "model", "curve.png", "report.html", "result.json", "runs", "_incomplete")
 # What may change when a run is continued; anything else would make it another run.
@@ -48,15 +49,21 @@ class RunError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended. ``before`` and ``after`` are scores of ``split``; ``signal`` is what stopped it early."""
+    """How a run ended.
+
+    ``before`` and ``after`` are scores of ``split``, of which ``metric`` is the one to look at; ``evaluation_share`` is
+    the part of ``seconds`` that went into scores; ``signal`` is what stopped the run early.
+    """
 
     folder: Path
     step: int
     forward_passes: int
     seconds: float
     split: str
+    metric: str
     before: dict[str, float]
     after: dict[str, float] | None
+    evaluation_share: float
     backward_passes: int = 0
     signal: int | None = None
 
@@ -89,7 +96,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
 
 
 def build_trainer(
-    config: Config, folder: Path, model: Any, tokenizer: Any, task: LabelledTexts, encoded: dict[str, list[Any]]
+    config: Config, folder: Path, model: Any, tokenizer: Any, task: Task, encoded: dict[str, list[Any]]
 ) -> ZOTrainer:
     """The trainer of ``config``, whose files go to ``folder``; ``encoded`` holds what the task made of each split."""
     run, fields = config.run, dict(config.method)
@@ -117,7 +124,7 @@ class _Run:
 
     def __init__(
         self, config: Config, folder: Path, start: Path | None, model: Any, tokenizer: Any,
-        splits: dict[str, list[Example]], command: str,
+        splits: dict[str, list[Any]], command: str,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.start = config, folder, start
         self.model, self.tokenizer, self.examples = model, tokenizer, splits
@@ -146,15 +153,22 @@ class _Run:
         backward = max((row.get("backward_passes", 0) for row in steps), default=0)
         before = self._scores(first=True)
         if self.stop.signal is not None and step < self.config.run.steps:
-            seconds = time.monotonic() - began
-            return Outcome(self.folder, step, passes, seconds, self.split, before, None, backward, self.stop.signal)
+            return self._outcome(began, step, passes, before, None, backward, self.stop.signal)
         models.save(self.model, self.tokenizer, self.folder / "model")
         self._measure(step, passes)
-        outcome = Outcome(
-            self.folder, step, passes, time.monotonic() - began, self.split, before, self._scores(first=False), backward
-        )
+        outcome = self._outcome(began, step, passes, before, self._scores(first=False), backward)
         self._report(outcome)
         return outcome
+
+    def _outcome(
+        self, began: float, step: int, passes: int, before: Scores, after: Scores | None, backward: int,
+        signal: int | None = None,
+    ) -> Outcome:  # fmt: skip
+        seconds = time.monotonic() - began
+        return Outcome(
+            self.folder, step, passes, seconds, self.split, self.task.metric, before, after,
+            evaluation_share=self.metrics.evaluating / seconds, backward_passes=backward, signal=signal,
+        )  # fmt: skip
 
     def _info(self, command: str) -> dict[str, Any]:
         return {
@@ -169,39 +183,32 @@ class _Run:
             done = [row for row in self.metrics.rows if row["kind"] == "eval"]
             if any((row["split"], row["step"]) == (split, step) for row in done):
                 continue
-            _log.info("evaluating %d sentences of %s", len(self.encoded[split]), split)
+            _log.info("evaluating %d examples of %s", len(self.encoded[split]), split)
+            began = time.monotonic()
             scores = self.task.evaluate(self.model, self.encoded[split], self.config.run.eval_batch_size)
-            _log.info("%s, step %d: accuracy %.1f%%, loss %.4f", split, step, 100 * scores["accuracy"], scores["loss"])
-            self.metrics.evaluation(split, step, passes, scores)
-        shown = self.encoded[self.split][:_SHOWN]
-        found = predict(self.task, self.model, shown)
+            self.metrics.evaluation(split, step, passes, scores, time.monotonic() - began)
+            metric = self.task.metric
+            shown = score(metric, scores[metric])
+            _log.info("%s, step %d: %s %s, loss %.4f", split, step, metric, shown, scores["loss"])
+        found = self.task.predict(self.model, self.encoded[self.split][:_SHOWN])
         self.metrics.write("predictions", step=step, split=self.split, predictions=found)
 
-    def _scores(self, first: bool) -> dict[str, float]:
+    def _scores(self, first: bool) -> Scores:
         rows = [row for row in self.metrics.rows if row["kind"] == "eval" and row["split"] == self.split]
-        return {name: rows[0 if first else -1][name] for name in ("accuracy", "loss", "n")}
+        return {name: value for name, value in rows[0 if first else -1].items() if name not in NOT_SCORES}
 
     def _report(self, outcome: Outcome) -> None:
         rows = self.metrics.rows
-        report.plot(rows, self.folder / "curve.png", split=self.split)
-        shown = [(e.text, self.config.data.options[e.label]) for e in self.examples[self.split][:_SHOWN]]
+        report.plot(rows, self.folder / "curve.png", split=self.split, metric=outcome.metric)
         found = [row["predictions"] for row in rows if row["kind"] == "predictions"]
-        words = self.task.label_names
-        sentences = [
-            report.Sentence(text, words[e.label], words[old], words[new], new == e.label)
-            for (text, _), e, old, new in zip(shown, self.examples[self.split], found[0], found[-1], strict=False)
-        ]
-        report.write_html(rows, sentences, outcome, dump(self.config), self.folder / "report.html")
+        lines = []
+        shown = zip(self.examples[self.split], self.encoded[self.split], found[0], found[-1], strict=False)
+        for example, encoded, old, new in shown:
+            accepted = self.task.expected(encoded)
+            lines.append(report.Line(example.text, accepted[0], old, new, old in accepted, new in accepted))
+        report.write_html(rows, lines, outcome, dump(self.config), self.folder / "report.html")
         result = {**dataclasses.asdict(outcome), "folder": str(outcome.folder)}
         (self.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-@torch.inference_mode()
-def predict(task: LabelledTexts, model: Any, encoded: list[Any]) -> list[int]:
-    """The label that ``model`` gives each example."""
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in task.collate(encoded).items()}
-    return task.logits(model, batch).argmax(dim=1).tolist()
 
 
 def _folder(config: Config, resume: bool, overwrite: bool) -> tuple[Path, Path | None]:

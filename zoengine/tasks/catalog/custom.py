@@ -20,7 +20,7 @@ METRICS: dict[str, tuple[str, ...]] = {
 def custom(
     *,
     kind: Kind,
-    prompt: str,
+    prompt: str | None = None,
     options: Sequence[str] = (),
     label: str = "label",
     labels: Sequence[Any] | None = None,
@@ -35,9 +35,10 @@ def custom(
     Args:
         kind: ``"classification"`` among fixed options, ``"choice"`` among options that each row has for itself, or
             ``"generation"``.
-        prompt: a template with the names of columns in braces; a brace itself is written twice.
-        options: of a classification, the texts that may follow the prompt; of a choice, the columns with the
-            candidates, or the one column that holds a list of them; of a generation, none.
+        prompt: a template with the names of columns in braces; a brace itself is written twice. None: the text columns,
+            a space between them, for models that are not asked by a prompt.
+        options: of a classification, the texts that may follow the prompt, or none: the labels; of a choice, the
+            columns with the candidates, or the one column that holds a list of them; of a generation, none.
         label: the column that says which option is right.
         labels: what that column holds, in the options' order. None: 0, 1, ..., or the option's own text.
         answers: of a generation, the column with the right answer or a list of them.
@@ -55,7 +56,11 @@ def custom(
     if kind not in METRICS:
         raise TaskError(f"no kind of task {kind!r}{nearest(str(kind), METRICS)}")
     _check_metric(kind, metric)
-    template = Template(prompt)
+    if prompt is None and not text_columns:
+        raise TaskError("a custom task needs a prompt with columns in braces, or text_columns for a model with a head")
+    if kind == "classification" and not options:
+        options = [str(value) for value in labels or ()]
+    template = Template(" ".join(f"{{{column}}}" for column in text_columns or ()) if prompt is None else prompt)
     if not template.columns:
         raise TaskError(f"the prompt {prompt!r} names no column; write {{text}} where the column text should stand")
     if kind == "generation" and (options or labels):
