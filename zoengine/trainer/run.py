@@ -24,7 +24,7 @@ from zoengine.config import Config, dump, load
 from zoengine.scores import score
 from zoengine.tasks import Task
 from zoengine.trainer import checkpoint
-from zoengine.trainer.build import build_task, facts, load_model, pick_device, read_splits
+from zoengine.trainer.build import build_task, facts, head, load_model, pick_device, read_splits
 from zoengine.trainer.interrupt import StopOnSignal
 from zoengine.trainer.metrics import NOT_SCORES, MetricsWriter
 from zoengine.trainer.trainer import ZOTrainer
@@ -85,10 +85,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
     device = pick_device(config.model.device)
     splits = read_splits(config)
     folder, start = _folder(config, resume, overwrite)
+    repository = None if config.run.push_to_hub is None else models.create_repo(config.run.push_to_hub)
     backend = config.run.backend
     with nullcontext() if backend == "auto" else ops.use(backend):
         model, tokenizer = load_model(config, device)
-        run = _Run(config, folder, start, model, tokenizer, splits, command)
+        run = _Run(config, folder, start, model, tokenizer, splits, command, repository)
         try:
             return run(began)
         finally:
@@ -124,8 +125,9 @@ class _Run:
 
     def __init__(
         self, config: Config, folder: Path, start: Path | None, model: Any, tokenizer: Any,
-        splits: dict[str, list[Any]], command: str,
+        splits: dict[str, list[Any]], command: str, repository: str | None,
     ) -> None:  # fmt: skip
+        self.repository = repository
         self.config, self.folder, self.start = config, folder, start
         self.model, self.tokenizer, self.examples = model, tokenizer, splits
         self.task = build_task(config, tokenizer)
@@ -158,6 +160,7 @@ class _Run:
         self._measure(step, passes)
         outcome = self._outcome(began, step, passes, before, self._scores(first=False), backward)
         self._report(outcome)
+        self._publish(outcome)
         return outcome
 
     def _outcome(
@@ -209,6 +212,21 @@ class _Run:
         report.write_html(rows, lines, outcome, dump(self.config), self.folder / "report.html")
         result = {**dataclasses.asdict(outcome), "folder": str(outcome.folder)}
         (self.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    def _publish(self, outcome: Outcome) -> None:
+        """The model card, and the model with it on the Hub where that is asked for."""
+        config, info = self.config, next(row for row in self.metrics.rows if row["kind"] == "run")
+        card = models.model_card(
+            config=config.model_dump(), head=head(config), facts=info,
+            scores=[row for row in self.metrics.rows if row["kind"] == "eval"], steps=outcome.step,
+            forward_passes=outcome.forward_passes, backward_passes=outcome.backward_passes, seconds=outcome.seconds,
+            command=info["command"], name=self.repository or self.folder.name,
+            location=self.repository or str(self.folder / "model"),
+        )  # fmt: skip
+        models.write_card(self.folder / "model", card)
+        if self.repository is not None:
+            place = models.upload(self.folder / "model", self.repository, base_model=config.model.path)
+            _log.info("published: %s", place)
 
 
 def _folder(config: Config, resume: bool, overwrite: bool) -> tuple[Path, Path | None]:
