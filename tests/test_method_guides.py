@@ -84,6 +84,14 @@ def _segments(optimizer):
     return list(zip(optimizer.arena.segments, optimizer.arena.parameters, strict=True))
 
 
+def test_the_norm_counts_no_padding_of_a_matrix_longer_than_a_tile():
+    optimizer = Linear((40, 30), (7,)).optimizer("conmezo", mode="shadow")
+    optimizer.replay([1.002, 1.0])
+    (state,) = optimizer.states["momentum"]
+    m = torch.cat([state[s.start : s.start + s.numel] for s in optimizer.arena.segments]).double()
+    assert optimizer._states.squares["momentum"].item() == pytest.approx(m.square().sum().item(), rel=1e-12)
+
+
 def test_directions_of_the_cone_have_the_size_of_normals():
     toy = Linear()
     optimizer = toy.optimizer("conmezo", mode="shadow", lr=0.0, zo_eps=1.0, cone_theta=1.2, cone_beta=0.9, steps=0)
