@@ -21,6 +21,7 @@ import zoengine  # noqa: E402
 from zoengine import ops  # noqa: E402
 from zoengine.cli import doctor, errors  # noqa: E402
 from zoengine.cli.app import app  # noqa: E402
+from zoengine.tasks import catalog  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,6 +224,14 @@ def test_a_full_disk_stops_the_run(path, monkeypatch, error):
     assert result.exit_code == errors.STOPPED
     assert "No space left on device" in result.stderr.splitlines()[-1]
     assert not [p for p in (path.parent / "run").iterdir() if p.name.startswith(("checkpoint", "_incomplete"))]
+
+
+def test_tasks():
+    listed = call("tasks").output
+    assert all(name in listed for name in catalog.names())
+    one = call("tasks", "sst2").output
+    assert "sentence, label" in one and "hub:nyu-mll/glue:sst2" in one
+    mistake(call("tasks", "sst3"), "'sst5'")
 
 
 def test_methods():

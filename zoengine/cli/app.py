@@ -128,6 +128,18 @@ def show_methods(
         show(name)
 
 
+@app.command("tasks")
+def show_tasks(
+    name: Annotated[str | None, typer.Argument(help="one task, with its columns")] = None, debug: Debug = False
+) -> None:
+    """The tasks known by name, where their rows live, and the forms a model can be asked in."""
+    with reported(debug):
+        need_hf()
+        from zoengine.cli.tasks import show
+
+        show(name)
+
+
 @app.command()
 def doctor() -> None:
     """What is installed, which backends work, and how fast they are here."""
