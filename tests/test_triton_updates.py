@@ -153,6 +153,13 @@ class TestKernels:
         for digit, shift in ((0, 31), (1, 19), (2, 7)):
             check("segment_histogram", x, starts, lengths, magnitude[[0, 4101, 3, 4099, 0]] >> shift, digit)
 
+    def test_overlapping_segments_exceed_the_programs(self):
+        """Then a program takes several blocks; the last one is the last segment's, which no other writes."""
+        starts, lengths, x = int64(0, 1), int64(16400, 16399), draw(16400)
+        check("segment_histogram", x, starts, lengths, int64(0, 0), 0)
+        starts, lengths, indices = int64(0, 0, 0, 0, 8192), int64(8192, 8192, 8192, 8192, 100), int64(5, 5, 5, 5, 0)
+        check("segment_noise_fill_", draw(8292), int64(9), starts, lengths, indices, 2, RADEMACHER)
+
     @pytest.mark.parametrize("n", [0, 5, 4096, 5003])
     def test_mask_below(self, n):
         for dtype in (F32, BF16, F16):
