@@ -48,11 +48,21 @@ class Decoder:
         """fp32 (R, T): log p of targets (R, T) at positions start, start + 1, ... of each of input_ids (R, L).
 
         start (R,) is the position of a row's first target, so what the model says one position before it is read.
-        Targets of -100 are padding on the right, and 0 in the result.
+        Targets of -100 are not read, and 0 in the result.
         """
         rows, offsets = (targets != -100).nonzero(as_tuple=True)
         found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, Targets(targets[rows, offsets]))
         return found.new_zeros(targets.shape).index_put((rows, offsets), found)
+
+    def log_probs_and_best(
+        self, model: nn.Module, input_ids: Tensor, start: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`log_probs` gives, and bool (R, T): whether no token is likelier than the target."""
+        rows, offsets = (targets != -100).nonzero(as_tuple=True)
+        read = _TargetsAndBest(targets[rows, offsets])
+        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, read)
+        table = found.new_zeros(*targets.shape, 2).index_put((rows, offsets), found)
+        return table[..., 0], table[..., 1].bool()
 
     def is_short(self, model: nn.Module) -> bool:
         """Whether the short way is taken for this model; known after its first call."""
@@ -98,8 +108,12 @@ class Targets:
     def short(self, hidden: Tensor, head: nn.Module) -> Tensor:
         if not _is_plain(head):
             return self.own(head(hidden))
-        hidden = hidden.float()
-        chosen, sums = hidden.new_zeros(len(hidden)), []
+        chosen, total, _ = self._reduced(hidden.float(), head)
+        return chosen - total
+
+    def _reduced(self, hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+        """At each position: the target's logit, the log of all logits' sum of exponentials, the largest logit."""
+        chosen, sums, largest = hidden.new_zeros(len(hidden)), [], []
         size = max(1024, _LOGITS // max(1, len(hidden)))
         for low in range(0, len(head.weight), size):
             bias = None if head.bias is None else head.bias[low : low + size].float()
@@ -108,10 +122,25 @@ class Targets:
             at = (self.ids - low).clamp(0, logits.shape[1] - 1)
             chosen = torch.where(here, logits.gather(1, at[:, None])[:, 0], chosen)
             sums.append(logits.logsumexp(1))
-        return chosen - torch.stack(sums).logsumexp(0)
+            largest.append(logits.detach().amax(1))
+        return chosen, torch.stack(sums).logsumexp(0), torch.stack(largest).amax(0)
 
     def own(self, logits: Tensor) -> Tensor:
         return logits.float().log_softmax(1).gather(1, self.ids[:, None])[:, 0]
+
+
+class _TargetsAndBest(Targets):
+    """Reads (log-probability, 1 where no token is likelier, else 0): two numbers a position."""
+
+    def short(self, hidden: Tensor, head: nn.Module) -> Tensor:
+        if not _is_plain(head):
+            return self.own(head(hidden))
+        chosen, total, largest = self._reduced(hidden.float(), head)
+        return torch.stack([chosen - total, (chosen >= largest).float()], 1)
+
+    def own(self, logits: Tensor) -> Tensor:
+        best = logits.gather(1, self.ids[:, None])[:, 0] >= logits.amax(1)
+        return torch.stack([super().own(logits), best.float()], 1)
 
 
 def _is_plain(head: nn.Module) -> bool:
