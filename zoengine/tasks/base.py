@@ -66,6 +66,10 @@ class Task(ABC):
     def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
         """What the model answers to each example."""
 
+    def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
+        """The metric of each example alone; not every task has it."""
+        raise TaskError(f"{type(self).__name__} has no {self.metric} of one example, so it cannot be the objective")
+
     def dataset(self, instances: Sequence[Instance]) -> list[Encoded]:
         """All examples tokenised once: a map-style dataset for a DataLoader or a Trainer, with `collate` beside it."""
         return self.encoded(instances)

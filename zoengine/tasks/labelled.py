@@ -54,6 +54,10 @@ class LabelledTexts(Task):
     def expected(self, item: Encoded) -> tuple[str, ...]:
         return (self.names(item)[item["labels"]],)
 
+    def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
+        chosen = self.choices(model, encoded, batch_size)
+        return [float(k == item["labels"]) for item, k in zip(encoded, chosen, strict=True)]
+
     def choices(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[int]:
         """The index of the label that the model gives each example."""
         found: dict[int, int] = {}

@@ -69,9 +69,11 @@ class Sequences:
         return self._cut(found, options)
 
     def prompt(self, text: str) -> list[int]:
-        """Tokens of a prompt alone, at least one."""
+        """Tokens of a prompt alone, at least one; cut like any, but not counted as truncated."""
         ids = self._ids(text.strip(" ")) or [self._first()]
-        return self._cut([Scored([*ids, 0], len(ids))], [""])[0].ids[:-1]
+        excess = max(0, len(ids) - self.max_length)
+        head = int(ids[0] == self.tokenizer.bos_token_id)
+        return ids[:head] + ids[head + excess :]
 
     def _cut(self, found: list[Scored], options: Sequence[str]) -> list[Scored]:
         longest = max(len(ids) for ids, _ in found)
