@@ -115,7 +115,7 @@ def test_pickles_are_refused(folder, tmp_path):
     ("fields", "message"),
     [
         ({"name_or_path": "/no/such/folder"}, "no model folder at /no/such/folder"),
-        ({"tuning": "bitfit"}, "tuning is 'bitfit'; expected one of full, subset, lora, prefix"),
+        ({"tuning": "bitfit"}, "tuning is 'bitfit'; expected one of full, subset, lora, prefix, none"),
         ({"dtype": "int8"}, "dtype is 'int8'; expected auto, float32"),
     ],
 )

@@ -209,7 +209,7 @@ def test_half_precision_prefixes_start_exactly(llama):
         ("distilbert", {}, "DistilBertForMaskedLM takes no keys and values .* in its 2 layers"),
         ("llama", {"prefix_tokens": 0}, "prefix_tokens=0; expected at least 1"),
         ("llama", {"prefix_init": "zero"}, "prefix_init is 'zero'; expected one of activations, random"),
-        ("llama", {"layers": (0, 1)}, "layers=.* does not go with a prefix"),
+        ("llama", {"layers": (0, 1)}, "layers=.* does not go with tuning=prefix"),
     ],
 )
 def test_what_a_prefix_refuses(folders, name, fields, message):
@@ -418,7 +418,9 @@ def test_a_quantised_base(llama, quantization, tuning, head, tmp_path):
     assert (out / "adapter_model.safetensors").stat().st_size < 3 * optimizer.arena.numel + 10_000
     again, _ = load(llama, quantization=quantization, adapter=out, **how)
     torch.testing.assert_close(logits(again), found)
-    assert not trained(again) or tuning == "prefix"
+    assert {p.dtype for n, p in again.named_parameters() if "lora_" in n or "prompt_encoder" in n} == {torch.bfloat16}
+    measured, _ = load(llama, quantization=quantization, **{**how, "tuning": "none"})
+    assert not trained(measured) and (logits(measured) - logits(plain)).norm() < 0.8 * logits(plain).norm()
 
 
 @pytest.mark.parametrize("tuning", ["full", "subset"])

@@ -64,7 +64,8 @@ def load(
             of ``tuning`` and nothing is trained.
         tuning: "full" trains every parameter; "subset" those in whose name the regular expression ``parameters`` is
             found ("norm", or r"q_proj|v_proj"); "lora" adds PEFT's LoRA layers and trains only those; "prefix" trains
-            keys and values that stand before the text in every layer, see :mod:`zoengine.models.prefix`.
+            keys and values that stand before the text in every layer, see :mod:`zoengine.models.prefix`; "none" is for
+            a model that is only measured.
         layers: of "full", "subset" and "lora", the layers to which they are confined: (first, last) or "20-29", both
             included, the first one being 0, negative numbers from the end; (-4, -1) are the last four.
         lora_r, lora_alpha, lora_target_modules: rank, scale (lora_alpha / lora_r) and modules (names, or "all-linear")
@@ -88,7 +89,7 @@ def load(
     device = torch.device(device)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
     if quantization is not None:
-        options |= quantized.options(quantization, options["dtype"], device, None if adapter else tuning)
+        options |= quantized.options(quantization, options["dtype"], device, "none" if adapter else tuning)
     shipped = _SHIPPED.get(str(name_or_path))
     source = _source(name_or_path) if shipped is None else shipped()
     try:

@@ -25,15 +25,19 @@ from zoengine.models.errors import ModelError
 _LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
-def options(name: str, dtype: torch.dtype, device: torch.device, tuning: str | None) -> dict[str, Any]:
-    """What ``from_pretrained`` takes for a base quantised as ``name``; ``tuning`` None: it is not to be trained.
+def options(name: str, dtype: torch.dtype, device: torch.device, tuning: str) -> dict[str, Any]:
+    """What ``from_pretrained`` takes for a base quantised as ``name``.
 
     Raises:
         ModelError: an unknown ``name``, a tuning that would change the base, or the library is not installed.
     """
     if name not in _LIBRARIES:
         raise ModelError(f"quantization is {name!r}; expected {', '.join(_LIBRARIES)} or none")
-    refuse_training_it(tuning, name)
+    if tuning in ("full", "subset"):
+        raise ModelError(
+            f"tuning={tuning} would perturb the weights themselves, which {name} stores as integer codes; take "
+            "tuning=lora or prefix on the quantised base, or leave quantization out"
+        )
     library = _LIBRARIES[name]
     if importlib.util.find_spec(library) is None:
         raise ModelError(f"quantization={name} needs {library}: pip install {library}")
@@ -47,15 +51,6 @@ def options(name: str, dtype: torch.dtype, device: torch.device, tuning: str | N
 
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": config, "device_map": {"": str(device)}}
-
-
-def refuse_training_it(tuning: str | None, name: str) -> None:
-    """Raises ModelError for a tuning that would train the base itself."""
-    if tuning in ("full", "subset"):
-        raise ModelError(
-            f"tuning={tuning} would perturb the weights themselves, which {name} stores as integer codes; take "
-            "tuning=lora or prefix on the quantised base, or leave quantization out"
-        )
 
 
 def cast_adapters(model: torch.nn.Module, base: Sequence[torch.nn.Parameter], dtype: torch.dtype) -> None:

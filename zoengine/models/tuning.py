@@ -13,7 +13,7 @@ import transformers
 from zoengine.models import prefix
 from zoengine.models.errors import ModelError
 
-TUNINGS = ("full", "subset", "lora", "prefix")
+TUNINGS = ("full", "subset", "lora", "prefix", "none")
 
 _LINEAR = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
 
@@ -39,10 +39,10 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.kind not in TUNINGS:
             raise ModelError(f"tuning is {self.kind!r}; expected one of {', '.join(TUNINGS)}")
-        if self.kind == "prefix" and self.layers is not None:
+        if self.kind in ("prefix", "none") and self.layers is not None:
             raise ModelError(
-                f"layers={self.layers!r} does not go with a prefix, which stands before every layer; take tuning=lora, "
-                "subset or full, or leave layers out"
+                f"layers={self.layers!r} does not go with tuning={self.kind} (a prefix stands before all); take "
+                "tuning=lora, subset or full, or leave layers out"
             )
 
     def __call__(self, model: Any, tokenizer: Any, *, head: str | int, top: Sequence[str]) -> Any:
@@ -60,6 +60,8 @@ class Tuning:
             return prefix.with_prefix(
                 model, tokenizer, tokens=self.prefix_tokens, init=self.prefix_init, seed=self.seed, head=head, top=top
             )
+        if self.kind == "none":
+            return model.requires_grad_(False)
         if self.kind == "subset" or self.layers is not None:
             self._freeze_the_rest(model, top)
         return model

@@ -68,8 +68,8 @@ def _weights(folder: Path) -> Path:
 def _load(settings: config.Config, weights: Path | None) -> tuple[Any, Any]:
     how = {
         "dtype": settings.model.dtype, "device": pick_device(settings.model.device), "head": head(settings),
-        "seed": settings.run.seed,
+        "seed": settings.run.seed, "quantization": settings.tuning.quantization,
     }  # fmt: skip
     if weights is not None and (weights / "adapter_config.json").is_file():
         return models.load(settings.model.path, adapter=weights, **how)
-    return models.load(weights or settings.model.path, **how)
+    return models.load(weights or settings.model.path, tuning="none", **how)
