@@ -208,6 +208,21 @@ def test_adam_with_signs_and_a_constant_slope_averages_signs():
             assert (before[n].double() - after[n].double() - step).abs().max() < 1e-6
 
 
+def test_recomputed_moments_are_those_of_the_window():
+    """Two steps count, and the bias corrections are those of two steps, however many there were."""
+    toy = Problem()
+    fields = {"moments": "recomputed", "adam_window": 2, "beta1": 0.5, "beta2": 0.5, "lr": 1e-2}
+    optimizer = toy.optimizer("mezo-adam", mode="shadow", noise="rademacher", **fields)
+    for c in (1.0, -2.0, 3.0, 0.5):
+        before = toy.weights()
+        optimizer.replay([1 + 2e-3 * c, 1.0])
+    last, other = directions(optimizer, 3), directions(optimizer, 2)
+    root = math.sqrt(0.5 * (0.5**2 + 0.5 * 3.0**2) / (1 - 0.5**2))
+    for n, z in last.items():
+        mean = 0.5 * (0.5 * z + 0.5 * 3.0 * other[n]) / (1 - 0.5**2)
+        assert (before[n] - toy.weights()[n] - 1e-2 * mean / root).abs().max() < 1e-6
+
+
 def test_the_largest_moment_only_grows():
     toy = Problem()
     optimizer = toy.optimizer("zo-adamm", mode="shadow", lr=1e-3, beta2=0.5)
