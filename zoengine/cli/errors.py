@@ -16,6 +16,7 @@ from zoengine.evaluation import EvaluationError, NonFiniteLossError
 from zoengine.methods import FieldError
 from zoengine.ops.backends import BackendError
 from zoengine.pertnn import PertNNError
+from zoengine.tasks.instance import TaskError
 
 BAD_INPUT = 2  # nothing was done; something given has to change
 STOPPED = 3  # a run ended before its time
@@ -52,15 +53,14 @@ def reported(debug: bool) -> Iterator[None]:
 
 def _bad_input() -> tuple[type[Exception], ...]:
     known: list[type[Exception]] = [
-        ArenaError, BackendError, ConfigError, DataError, FieldError, MissingExtraError, PertNNError
+        ArenaError, BackendError, ConfigError, DataError, FieldError, MissingExtraError, PertNNError, TaskError
     ]  # fmt: skip
     if "zoengine.trainer.run" in sys.modules:
         from zoengine.models import ModelError
-        from zoengine.tasks import TaskError
         from zoengine.trainer import CheckpointError, TrainerError
         from zoengine.trainer.run import RunError
 
-        known += [CheckpointError, ModelError, RunError, TaskError, TrainerError]
+        known += [CheckpointError, ModelError, RunError, TrainerError]
     return tuple(known)
 
 
