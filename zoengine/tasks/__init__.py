@@ -2,6 +2,7 @@
 
 from zoengine.tasks.base import Task
 from zoengine.tasks.classification import Classification
+from zoengine.tasks.completions import Completions
 from zoengine.tasks.generation import Generation
 from zoengine.tasks.instance import Instance, TaskError
 from zoengine.tasks.labelled import LabelledTexts
@@ -12,6 +13,6 @@ from zoengine.tasks.option_likelihood import OptionLikelihood
 from zoengine.tasks.similarity import LabelSimilarity
 
 __all__ = [
-    "Classification", "Generation", "Instance", "LabelSimilarity", "LabelledTexts", "MaskedPrompt", "MetricObjective",
-    "MultipleChoice", "OptionLikelihood", "RewardObjective", "Task", "TaskError", "resolve",
+    "Classification", "Completions", "Generation", "Instance", "LabelSimilarity", "LabelledTexts", "MaskedPrompt",
+    "MetricObjective", "MultipleChoice", "OptionLikelihood", "RewardObjective", "Task", "TaskError", "resolve",
 ]  # fmt: skip
