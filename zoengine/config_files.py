@@ -5,7 +5,8 @@ relative to the file they stand in. Mappings are merged key by key, anything els
 partial configurations, of which one is chosen and laid over the rest; a row may inherit files too. In ``sweep`` a key
 such as ``method.lr`` may be written with its dots.
 
-``run.output_dir`` may hold ``{row}`` and keys such as ``{task.name}``, so that runs of one file do not share a folder.
+``run.output_dir`` may hold ``{row}`` and keys such as ``{task.name}``, so that runs of one file do not share a folder,
+and so may ``method.zoft_file``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import yaml
 
 Values = dict[str, Any]
 
+_PATHS = ("run.output_dir", "method.zoft_file")
 _KEY_IN_PATH = re.compile(r"\{([a-z_]\w*(?:\.\w+)*)\}")
 
 
@@ -149,20 +151,20 @@ def _with_row(values: Values, row: str | None, path: Path, sections: Iterable[st
 
 
 def _placed(values: Values, row: str | None) -> Values:
-    """``values`` with the keys in braces in ``run.output_dir`` filled in."""
-    folder = values["run"].get("output_dir") if isinstance(values.get("run"), dict) else None
-    if not isinstance(folder, str):
-        return values
+    """``values`` with the keys in braces in its paths filled in."""
+    leaves = {**flat(values), "row": row}
+    for path in (key for key in _PATHS if isinstance(leaves.get(key), str)):
+        text = leaves[path]
 
-    def value(match: re.Match[str]) -> str:
-        found: Any = values if match[1] != "row" else row
-        for part in match[1].split(".") if match[1] != "row" else ():
-            found = found.get(part) if isinstance(found, dict) else None
-        if found is None or isinstance(found, dict | list):
-            raise ConfigError(f"run.output_dir: {folder!r} needs a value for {match[1]}; give one, or another folder")
-        return str(found).rstrip("/").rpartition("/")[2]  # of the model owner/name: name
+        def value(match: re.Match[str], path: str = path, text: str = text) -> str:
+            found = leaves.get(match[1])
+            if found is None or isinstance(found, list):
+                raise ConfigError(f"{path}: {text!r} needs a value for {match[1]}; give one, or another path")
+            return str(found).rstrip("/").rpartition("/")[2]  # of the model owner/name: name
 
-    return merged(values, {"run": {"output_dir": _KEY_IN_PATH.sub(value, folder)}})
+        section, _, key = path.partition(".")
+        values = merged(values, {section: {key: _KEY_IN_PATH.sub(value, text)}})
+    return values
 
 
 class _Loader(yaml.SafeLoader):

@@ -88,8 +88,11 @@ def load(path: str | Path, overrides: Sequence[str] = (), row: str | None = None
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     _same_name_twice(points)
-    if points[0].config.data.eval is None and any(len(v) > 1 for key, v in keys.items() if is_tuned(key)):
-        raise ConfigError("data.eval: a sweep chooses by it, never by the test data, so it must be given")
+    some = points[0].config
+    if some.data.num_eval == 0 and some.data.eval is None and any(len(v) > 1 for k, v in keys.items() if is_tuned(k)):
+        raise ConfigError("data.num_eval is 0: a sweep chooses by the evaluation data, never by the test data")
+    if some.run.push_to_hub is not None:
+        raise ConfigError("run.push_to_hub: the runs of a sweep would replace each other there; publish the best")
     return Plan(folder, keys, points)
 
 

@@ -23,7 +23,7 @@ _FAILED = "failed.json"
 # What may differ between a run that is there and the point it is taken for: no result depends on it.
 _FREE = {
     "run.output_dir", "run.log_every", "run.save_every", "run.save_total_limit", "run.report_to", "run.backend",
-    "run.eval_batch_size", "model.device",
+    "run.eval_batch_size", "run.push_to_hub", "model.device",
 }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def _record(result: Record, rows: list[Record]) -> Record:
     }
     if found["error"] is not None:
         return found
-    split, metric = result["split"], result.get("metric", "accuracy")
+    split, metric = result["split"], result["metric"]
     shown = "eval" if any(row["split"] == "eval" for row in evaluations) else split
     curve = [row for row in evaluations if row["split"] == shown]
     if not (math.isfinite(result["after"]["loss"]) and math.isfinite(curve[-1]["loss"])):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoengine import seeds
-from zoengine.seeds import number, percent, spread
+from zoengine.scores import score
+from zoengine.seeds import number, spread
 from zoengine.sweep.grid import SEED, Plan, is_tuned
 from zoengine.sweep.points import Record
 
@@ -16,7 +17,8 @@ Row = dict[str, Any]
 
 def scores(record: Record) -> str:
     """The main score and the loss after training, for a line about a finished point."""
-    return f"{record['metric']} {record['score']:.1%}, loss {record['loss']:.4f} ({record['split']})"
+    shown = score(record["metric"], record["score"])
+    return f"{record['metric']} {shown}, loss {record['loss']:.4f} ({record['split']})"
 
 
 def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
@@ -93,8 +95,8 @@ def metric(records: Sequence[Record]) -> str:
 
 def _caption(plan: Plan, records: Sequence[Record], done: Sequence[Record]) -> list[str]:
     notes = [f"{len(records)} of {len(plan.points)} runs are done."] if len(records) < len(plan.points) else []
-    repeated = "mean ± standard deviation over the seeds, " if len(plan.keys.get(SEED, [])) > 1 else ""
-    notes.append(f"Scores after the last step, {repeated}percent; passes and seconds are of one run's training.")
+    repeated = ", mean ± standard deviation over the seeds" if len(plan.keys.get(SEED, [])) > 1 else ""
+    notes.append(f"Scores after the last step{repeated}. Passes and seconds are of one run's training.")
     if any(is_tuned(key) for key in plan.keys):
         notes.append("Bold: the best by the evaluation data; the test data chose nothing.")
         notes.append("A value with † is the least or greatest of those tried: a better one may lie beyond.")
@@ -114,7 +116,8 @@ def _cells(r: Row, keys: Sequence[str], chosen_by: bool) -> list[str]:
 
     cells = [bold(_text(r["setting"][key]) + (" †" if key in r["at_edge"] else "")) for key in keys]
     if "score" in r:
-        cells += [percent(r["before"]), bold(percent(r["score"])), *([percent(r["evaluation"])] if chosen_by else [])]
+        shown = {name: seeds.score(r["metric"], r[name]) for name in ("before", "score", "evaluation")}
+        cells += [shown["before"], bold(shown["score"]), *([shown["evaluation"]] if chosen_by else [])]
         cells.append(number(r["loss"]))
     else:
         cells += ["", "failed", *([""] if chosen_by else []), ""]
