@@ -180,11 +180,13 @@ def test_svrg_divides_its_rates_when_an_epoch_is_worse():
     assert [rate * 1e-3 for rate in optimizer._rates()] == pytest.approx([1e-5, 1e-6])
 
 
-def test_the_anchor_is_the_weights_and_not_a_query():
+def test_the_anchor_is_where_the_full_gradient_was_measured():
+    """Neither a query nor what the step over all the data leads to."""
     toy = Problem()
-    optimizer = toy.optimizer("mezo-svrg", mode="inplace", lr_full=0.0, zo_eps=1e-1)
+    optimizer = toy.optimizer("mezo-svrg", mode="inplace", lr_full=1e-2, zo_eps=1e-1)
     before = toy.weights()
     optimizer.step(toy)
     for s in optimizer.arena.segments:
         anchor = optimizer.copies["anchor"][s.buffer][s.start : s.start + s.numel].view(s.shape)
         assert (anchor - before[s.name]).abs().max() < 1e-6
+        assert (toy.weights()[s.name] - before[s.name]).abs().max() > 1e-4

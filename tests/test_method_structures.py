@@ -227,6 +227,15 @@ def test_the_mask_is_that_of_the_weights_and_not_of_the_query(mode):
         optimizer.arena.buffers[0][:800] = start.flatten()  # inplace drifts by rounding
 
 
+def test_the_mask_is_taken_every_interval():
+    toy, taken = Problem(), []
+    optimizer = toy.optimizer("sparse-mezo", mask_interval=3)
+    optimizer.transform.refresh = lambda: taken.append(optimizer.step_number)
+    for _ in range(7):
+        optimizer.replay([1.0, 1.0])
+    assert taken == [0, 3, 6]
+
+
 def test_loaded_thresholds_are_those_of_the_mask():
     """In weights of another size than those the thresholds were taken from."""
     saved, loaded = Problem(), Problem()
