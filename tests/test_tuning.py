@@ -1,5 +1,6 @@
 """Tuning schemes on tiny random models of each architecture: what is trained, from where it starts, what is copied."""
 
+import copy
 import importlib.util
 
 import pytest
@@ -8,11 +9,15 @@ import torch
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+from zoengine import config  # noqa: E402
 from zoengine.arena import Arena  # noqa: E402
 from zoengine.methods import create  # noqa: E402
 from zoengine.models import ModelError, load, save  # noqa: E402
 from zoengine.models.prefix import draw_tokens  # noqa: E402
 from zoengine.models.tuning import pick_layers  # noqa: E402
+from zoengine.trainer import ZOTrainer  # noqa: E402
+from zoengine.trainer import run as runs  # noqa: E402
+from zoengine.trainer.evaluate import evaluate  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -458,3 +463,49 @@ def test_adapters_that_do_not_fit(folders, llama, tmp_path):
 def test_the_arena_takes_a_prefix_as_one_matrix(llama):
     arena = Arena.from_module(load(llama, **PREFIX)[0])
     assert [s.shape for s in arena.segments] == [(5, 128)]
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        {"kind": "prefix", "prefix_tokens": 3},
+        {"kind": "prefix", "quantization": "int8"},
+        {"kind": "lora", "quantization": "nf4"},
+    ],
+    ids=lambda tuning: "-".join(map(str, tuning.values())),
+)
+def test_a_resumed_run_ends_in_the_same_bits(tiny_run, tuning, tmp_path):
+    """Adapters in 16 bit, too, which PEFT would read back in fp32. `zoengine eval` finds the scores of the run."""
+    library = LIBRARIES.get(tuning.get("quantization"))
+    if library and importlib.util.find_spec(library) is None:
+        pytest.skip(f"needs {library}: pip install {library}")
+    values = copy.deepcopy(tiny_run)
+    values["tuning"] = tuning
+    values["model"]["dtype"] = "bfloat16" if library else "float32"
+    values["run"] |= {"steps": 4, "save_every": 2}
+
+    def run(name, resume=False, **fields):
+        values["run"] |= {"output_dir": str(tmp_path / name), **fields}
+        return runs.train(config.check(values), resume=resume)
+
+    whole = run("whole")
+    run("parts", steps=2)
+    run("parts", resume=True, steps=4)
+    first, second = ((tmp_path / n / "model/adapter_model.safetensors").read_bytes() for n in ("whole", "parts"))
+    assert first == second
+    scores = evaluate(str(tmp_path / "whole"), [], "test")
+    assert scores["loss"] == pytest.approx(whole.after["loss"], rel=1e-6)
+
+
+def test_a_checkpoint_keeps_the_dtype_of_adapters(llama, tmp_path):
+    base, tokenizer = load(llama, dtype="bfloat16")
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    model = peft.get_peft_model(base, lora, autocast_adapter_dtype=False)
+    save(model, tokenizer, tmp_path / "checkpoint")
+    args = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
+    trainer = ZOTrainer(model=model, args=args, train_dataset=[{"input_ids": [1]}], zo_fields={"lr": 0.0})
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

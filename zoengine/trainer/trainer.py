@@ -255,6 +255,14 @@ class ZOTrainer(Trainer):
         if folder is not None:
             checkpoint.load_optimizer(Path(folder), self.zo, self.lr_scheduler)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Trainer's, but adapters in 16 bit stay so: PEFT widens them to fp32 as it reads them."""
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtypes[name])
+
     def _save_rng_state(self, output_dir: str) -> None:
         checkpoint.save_rng(Path(output_dir))
 
