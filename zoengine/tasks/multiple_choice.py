@@ -66,7 +66,7 @@ class MultipleChoice(Task):
                 for row, item in zip(means.tolist(), (encoded[k] for k in chosen), strict=True):
                     gold = item["gold"][0]
                     length = len(sequence(item, gold).ids) - item["starts"][gold]
-                    right += row.index(max(row)) in item["gold"]
+                    right += _best(row) in item["gold"]
                     total -= row[gold] * length
                     tokens += length
                 done += len(chosen)
@@ -92,7 +92,7 @@ class MultipleChoice(Task):
         with measuring(model):
             for chosen in self.batches(encoded, batch_size):
                 means = self._means(model, [encoded[k] for k in chosen])
-                found.update(zip(chosen, means.argmax(1).tolist(), strict=True))
+                found.update((k, _best(row)) for k, row in zip(chosen, means.tolist(), strict=True))
         return [found[k] for k in range(len(encoded))]
 
     def size(self, item: Encoded) -> tuple[int, int]:
@@ -103,3 +103,7 @@ class MultipleChoice(Task):
         batch = {name: tensor.to(device) for name, tensor in every_option(encoded).items()}
         check_length(model, batch["input_ids"].shape[1])
         return table(model, self._options, batch)
+
+
+def _best(means: list[float]) -> int:
+    return means.index(max(means))
