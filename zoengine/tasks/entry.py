@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoengine.tasks.instance import Instance
 
+if TYPE_CHECKING:
+    from zoengine.tasks.chat import Exchange
+
 Row = Mapping[str, Any]
-Kind = Literal["classification", "choice", "generation"]
+Kind = Literal["classification", "choice", "generation", "chat"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ class Entry:
 
     Attributes:
         name: as configurations give it.
-        kind: classification among labels; choice among the candidates of a row; generation of text.
+        kind: classification among labels; choice among the candidates of a row; generation of text; chat,
+            what an assistant says.
         columns: that a row must have.
-        read: makes an :class:`Instance` of a row; raises TaskError for a label that is none of the options.
+        read: makes an :class:`Instance` of a row, of kind chat an :class:`~zoengine.tasks.chat.Exchange`; raises
+            TaskError for a label that is none of the options.
         labels: of a classification, names of its classes in the order of the label's index.
         hub: None for rows that only files hold.
         metric: what is reported first: accuracy, f1 or exact_match.
@@ -64,7 +69,7 @@ class Entry:
     name: str
     kind: Kind
     columns: tuple[str, ...]
-    read: Callable[[Row], Instance]
+    read: Callable[[Row], Instance | Exchange]
     labels: tuple[str, ...] = ()
     hub: Hub | None = None
     metric: str = "accuracy"

@@ -30,11 +30,6 @@ class Instance:
     texts: tuple[str, ...] = ()
 
     @property
-    def text(self) -> str:
-        """What to show of it."""
-        return self.prompt or " / ".join(self.texts)
-
-    @property
     def label(self) -> int:
         """The right option of a classification."""
         return self.gold[0]

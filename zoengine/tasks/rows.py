@@ -28,7 +28,7 @@ def instances(entry: Entry, table: Table) -> list[Instance]:
             found.append(entry.read(row))
         except TaskError as error:
             raise DataError(f"{place}: {error}") from error
-    labelled = [instance for instance in found if instance.gold]
+    labelled = found if entry.kind == "chat" else [instance for instance in found if instance.gold]
     if not labelled:
         raise DataError(f"{table.source}: none of its {len(found)} rows has a label; is it the right split?")
     if len(labelled) < len(found):

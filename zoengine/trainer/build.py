@@ -11,11 +11,18 @@ from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError
 from zoengine.tasks import (
     Classification,
+    Completions,
+    Generation,
     LabelSimilarity,
+    MaskedPrompt,
+    MetricObjective,
+    MultipleChoice,
     OptionLikelihood,
+    RewardObjective,
     Task,
     TaskError,
     catalog,
+    resolve,
     rows,
 )  # fmt: skip
 from zoengine.tasks.entry import Entry
@@ -57,13 +64,22 @@ def build_task(config: Config, tokenizer: Any) -> Task:
     Raises:
         TaskError: a task that has no such form, or does not fit the tokenizer.
     """
-    return _task(config, read_entry(config), tokenizer)
+    task = _task(config, read_entry(config), tokenizer)
+    if config.task.objective == "cross-entropy":
+        return task
+    if config.task.objective == "metric":
+        return MetricObjective(task)
+    return RewardObjective(task, resolve(config.task.objective))
 
 
 def _task(config: Config, entry: Entry, tokenizer: Any) -> Task:
     form, length = config.task.form, config.task.max_length
     if form != "prompt" and entry.kind != "classification":
         raise TaskError(f"task.form {form!r} classifies, and {entry.name} is a {entry.kind}; set task.form to prompt")
+    if form == "masked":
+        if entry.masked is None:
+            raise TaskError(f"no masked prompt is known for {entry.name}; set task.form to prompt or head")
+        return MaskedPrompt(tokenizer, entry.masked, max_length=length)
     if form == "head":
         return Classification(tokenizer, options=entry.labels, max_length=length or _HEAD_LENGTH)
     if form == "similarity":
@@ -75,7 +91,13 @@ def _task(config: Config, entry: Entry, tokenizer: Any) -> Task:
         return LabelSimilarity(
             tokenizer, descriptions=described, scale=config.task.scale, max_length=length or _HEAD_LENGTH
         )
-    return OptionLikelihood(tokenizer, max_length=length or _PROMPT_LENGTH)
+    length = length or _PROMPT_LENGTH
+    if entry.kind == "chat":
+        return Completions(tokenizer, max_length=length, max_new_tokens=entry.max_new_tokens)
+    if entry.kind == "generation":
+        return Generation(tokenizer, metric=entry.metric, max_new_tokens=entry.max_new_tokens, max_length=length)
+    kind = OptionLikelihood if entry.kind == "classification" else MultipleChoice
+    return kind(tokenizer, max_length=length)
 
 
 def read_splits(config: Config, only: Sequence[str] = rows.PARTS) -> dict[str, list[Any]]:

@@ -205,10 +205,9 @@ class _Run:
         report.plot(rows, self.folder / "curve.png", split=self.split, metric=outcome.metric)
         found = [row["predictions"] for row in rows if row["kind"] == "predictions"]
         lines = []
-        shown = zip(self.examples[self.split], self.encoded[self.split], found[0], found[-1], strict=False)
-        for example, encoded, old, new in shown:
-            accepted = self.task.expected(encoded)
-            lines.append(report.Line(example.text, accepted[0], old, new, old in accepted, new in accepted))
+        for item, old, new in zip(self.encoded[self.split], found[0], found[-1], strict=False):
+            accepted, text = self.task.expected(item), self.tokenizer.decode(item["input_ids"])
+            lines.append(report.Line(text, accepted[0], old, new, old in accepted, new in accepted))
         report.write_html(rows, lines, outcome, dump(self.config), self.folder / "report.html")
         result = {**dataclasses.asdict(outcome), "folder": str(outcome.folder)}
         (self.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

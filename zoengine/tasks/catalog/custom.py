@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoengine.methods.fields import nearest
+from zoengine.tasks import chat
 from zoengine.tasks.catalog.build import choice, classification, generation
 from zoengine.tasks.catalog.fields import Labels, Row, Template, text, texts
 from zoengine.tasks.entry import Entry, Kind
@@ -13,7 +14,8 @@ from zoengine.tasks.instance import TaskError
 
 #: The metrics of each kind of task, the default first.
 METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy",), "choice": ("accuracy",), "generation": ("f1", "exact_match")
+    "classification": ("accuracy",), "choice": ("accuracy",), "generation": ("f1", "exact_match"),
+    "chat": ("token_accuracy",),
 }  # fmt: skip
 
 
@@ -33,8 +35,8 @@ def custom(
     """A task on rows with any columns.
 
     Args:
-        kind: ``"classification"`` among fixed options, ``"choice"`` among options that each row has for itself, or
-            ``"generation"``.
+        kind: ``"classification"`` among fixed options, ``"choice"`` among options that each row has for itself,
+            ``"generation"``, or ``"chat"``: what the assistant says in conversations, see :mod:`zoengine.tasks.chat`.
         prompt: a template with the names of columns in braces; a brace itself is written twice. None: the text columns,
             a space between them, for models that are not asked by a prompt.
         options: of a classification, the texts that may follow the prompt, or none: the labels; of a choice, the
@@ -56,6 +58,13 @@ def custom(
     if kind not in METRICS:
         raise TaskError(f"no kind of task {kind!r}{nearest(str(kind), METRICS)}")
     _check_metric(kind, metric)
+    if kind == "chat":
+        if prompt is not None or options or labels or text_columns:
+            raise TaskError("a chat has columns of its own, prompt and completion or messages; leave the other keys out")
+        return Entry(
+            name=name, kind=kind, columns=(), read=chat.read, metric=METRICS[kind][0], max_new_tokens=max_new_tokens,
+            num_train=None, num_eval=None, num_test=None,
+        )  # fmt: skip
     if prompt is None and not text_columns:
         raise TaskError("a custom task needs a prompt with columns in braces, or text_columns for a model with a head")
     if kind == "classification" and not options:
