@@ -180,6 +180,17 @@ def test_svrg_divides_its_rates_when_an_epoch_is_worse():
     assert [rate * 1e-3 for rate in optimizer._rates()] == pytest.approx([1e-5, 1e-6])
 
 
+def test_the_forwards_of_a_loss_over_all_the_data_are_counted():
+    toy = Problem()
+    optimizer = toy.optimizer("mezo-svrg", svrg_q=2)
+    optimizer.full_closure = lambda: toy()
+    optimizer.full_closure.forwards = 5
+    optimizer.step(toy)
+    assert optimizer.forward_passes == 10
+    optimizer.step(toy)
+    assert optimizer.forward_passes == 14
+
+
 def test_the_anchor_is_where_the_full_gradient_was_measured():
     """Neither a query nor what the step over all the data leads to."""
     toy = Problem()

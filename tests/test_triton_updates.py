@@ -107,9 +107,9 @@ class TestKernels:
         [(1, BF16, GAUSSIAN, False, True), (1, F32, RADEMACHER, True, False), (2, F16, GAUSSIAN, True, True)],
     )
     def test_kron_rows(self, count, dtype, noise, with_score, stochastic):
-        """A matrix at multiples of 16 that begins inside a tile, its rows longer than one; and one at odd places."""
-        matrices = ops.Matrices.for_kron([512, 3 * 1024 + 5], [(2, 1040), (2, 13)], DEVICE)
-        a, kappa = draw(matrices.sizes[0], seed=3), draw(2, seed=4)
+        """At multiples of 16, inside a tile, with rows longer than one; at odd places; at even ones with a at odd ones."""
+        matrices = ops.Matrices.for_kron([512, 3 * 1024 + 5, 3136], [(2, 1040), (2, 13), (1, 32)], DEVICE)
+        a, kappa = draw(matrices.sizes[0], seed=3), draw(3, seed=4)
         seeds, _, coeffs = terms(count)
         x, score = draw(3200, dtype=dtype), torch.zeros_like(a) if with_score else None
         sr_seed = int64(6) if stochastic else None
