@@ -24,7 +24,7 @@ from zoengine.tasks import (
     catalog,
     resolve,
     rows,
-)  # fmt: skip
+)
 from zoengine.tasks.entry import Entry
 
 _HEADS = {"prompt": "lm", "masked": "masked-lm", "similarity": "none"}

@@ -60,7 +60,7 @@ def custom(
     _check_metric(kind, metric)
     if kind == "chat":
         if prompt is not None or options or labels or text_columns:
-            raise TaskError("a chat has columns of its own, prompt and completion or messages; leave the other keys out")
+            raise TaskError("a chat has columns of its own, prompt and completion or messages; leave out the others")
         return Entry(
             name=name, kind=kind, columns=(), read=chat.read, metric=METRICS[kind][0], max_new_tokens=max_new_tokens,
             num_train=None, num_eval=None, num_test=None,
