@@ -107,7 +107,7 @@ class TestKernels:
         [(1, BF16, GAUSSIAN, False, True), (1, F32, RADEMACHER, True, False), (2, F16, GAUSSIAN, True, True)],
     )
     def test_kron_rows(self, count, dtype, noise, with_score, stochastic):
-        """At multiples of 16, inside a tile, with rows longer than one; at odd places; at even ones with a at odd ones."""
+        """At multiples of 16, inside a tile, rows longer than one; at odd places; at even ones with a at odd ones."""
         matrices = ops.Matrices.for_kron([512, 3 * 1024 + 5, 3136], [(2, 1040), (2, 13), (1, 32)], DEVICE)
         a, kappa = draw(matrices.sizes[0], seed=3), draw(3, seed=4)
         seeds, _, coeffs = terms(count)
