@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 transformers = pytest.importorskip("transformers")
 
-from zoengine.tasks import TaskError, chat  # noqa: E402
+from zoengine.tasks import RewardObjective, TaskError, chat  # noqa: E402
 from zoengine.tasks.chat import Exchange  # noqa: E402
 from zoengine.tasks.completions import Completions  # noqa: E402
 from zoengine.trainer.task_loss import TaskLoss  # noqa: E402
@@ -226,6 +226,26 @@ def test_an_answer_ends_with_any_of_the_models_own_ends(tokenizer):
         model.generation_config.eos_token_id = ends
         expected = tokenizer.decode([first, second], skip_special_tokens=True).strip()
         assert task.predict(model, EXCHANGES[:1]) == [expected]
+
+
+def test_a_reward_is_given_prompts_and_answers(tokenizer):
+    task, model = Completions(tokenizer, max_length=100, max_new_tokens=4), make_model()
+    seen = []
+
+    def reward(prompts, completions):
+        seen.append((prompts, completions))
+        return [len(completion) for completion in completions]
+
+    objective = RewardObjective(task, reward)
+    items = objective.dataset(EXCHANGES)
+    with torch.no_grad():
+        loss = TaskLoss(objective, model, [objective.collate(items[:3]), objective.collate(items[3:])])()
+    asked = [prompt for prompts, _ in seen for prompt in prompts]
+    assert asked[:3] == ["The sky is", "The sky i", ""] and asked[3] == ROWS[3]["messages"][:1]
+    assert asked[4] == ROWS[4]["messages"][:2] and len(asked) == 7, "also the row whose prompt is cut"
+    answers = [answer for _, completions in seen for answer in completions]
+    assert answers == task.predict(model, EXCHANGES, 3)
+    assert float(loss) == pytest.approx(-sum(map(len, answers)) / 7)
 
 
 def test_bad_input(tokenizer):

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from zoengine.tasks.chat import Exchange
 from zoengine.tasks.in_context import with_demonstrations
 from zoengine.tasks.instance import Instance, TaskError
 
@@ -102,6 +103,12 @@ def test_none_demonstrates_itself():
 
 def test_no_shots_change_nothing():
     assert with_demonstrations(REVIEWS, [], shots=0) == REVIEWS
+
+
+def test_conversations_take_none():
+    talk = [Exchange("Sky?", " Blue.")]
+    with pytest.raises(TaskError, match="conversations, which hold their own, take none"):
+        with_demonstrations(talk, talk, shots=1)
 
 
 @pytest.mark.parametrize(

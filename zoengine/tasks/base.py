@@ -70,6 +70,10 @@ class Task(ABC):
         """The metric of each example alone; not every task has it."""
         raise TaskError(f"{type(self).__name__} has no {self.metric} of one example, so it cannot be the objective")
 
+    def asked(self, instance: Instance) -> Any:
+        """The prompt of an example, as a reward is given it."""
+        return instance.prompt or "\n".join(instance.texts)
+
     def dataset(self, instances: Sequence[Instance]) -> list[Encoded]:
         """All examples tokenised once: a map-style dataset for a DataLoader or a Trainer, with `collate` beside it."""
         return self.encoded(instances)
@@ -90,7 +94,7 @@ class Task(ABC):
         """The examples, those encoded that are not yet."""
         if not examples:
             raise TaskError("a task was given no examples")
-        return [self.encode(item) if isinstance(item, Instance) else item for item in examples]
+        return [item if isinstance(item, dict) else self.encode(item) for item in examples]
 
     def size(self, item: Encoded) -> tuple[int, int]:
         """(sequences, tokens of the longest) that an encoded example sends through the model."""

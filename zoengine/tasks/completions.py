@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoengine.tasks import chat
 from zoengine.tasks.base import Batch, Encoded, Progress, Task, check_length, measuring, pad
 from zoengine.tasks.cached import greedy
-from zoengine.tasks.chat import IGNORED, Exchange
+from zoengine.tasks.chat import IGNORED, Exchange, Message
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import TaskError
 from zoengine.tasks.sequences import positions
@@ -62,9 +62,7 @@ class Completions(Task):
 
     def encoded(self, examples: Sequence[Exchange | Encoded]) -> list[Encoded]:
         """The examples, those encoded that are not yet, without those that the cut has left with nothing to learn."""
-        if not examples:
-            raise TaskError("a task was given no examples")
-        found = [self.encode(item) if isinstance(item, Exchange) else item for item in examples]
+        found = super().encoded(examples)
         kept = [item for item in found if any(label != IGNORED for label in item["labels"])]
         if len(kept) < len(found):
             self.skipped += len(found) - len(kept)
@@ -119,6 +117,13 @@ class Completions(Task):
         perplexity = math.exp(loss) if loss < 709 else math.inf
         return {"token_accuracy": right / tokens, "loss": loss, "perplexity": perplexity, "n": len(encoded)}
 
+    def asked(self, exchange: Exchange) -> str | list[Message]:
+        """The prompt: text, or the messages before the first answer, as :meth:`predict` answers them."""
+        if isinstance(exchange.prompt, str):
+            return exchange.prompt
+        answers = (k for k, message in enumerate(exchange.completion) if message["role"] == "assistant")
+        return [*exchange.prompt, *exchange.completion[: next(answers)]]
+
     def expected(self, item: Encoded) -> tuple[str, ...]:
         """The completion; of a conversation, the first answer."""
         begin = _begin(item)
@@ -127,8 +132,9 @@ class Completions(Task):
 
     def predict(self, model: nn.Module, examples: Sequence[Exchange | Encoded], batch_size: int = 32) -> list[str]:
         """What the model, always by its likeliest token, says after each row's prompt; of a conversation, after what
-        comes before the first answer. Without special tokens and outer white space."""
-        encoded = self.encoded(examples)
+        comes before the first answer. Without special tokens and outer white space. A prompt that fills max_length is
+        answered as the cut has left it."""
+        encoded = super().encoded(examples)
         prompts = [item["input_ids"][: _begin(item)] for item in encoded]
         longest, room = max(map(len, prompts)), positions(model)
         new_tokens = self.max_new_tokens if room is None else min(self.max_new_tokens, room - longest)
@@ -151,8 +157,8 @@ class Completions(Task):
 
 
 def _begin(item: Encoded) -> int:
-    """Where the first trained token stands."""
-    return next(k for k, label in enumerate(item["labels"]) if label != IGNORED)
+    """Where the first trained token stands, or would stand."""
+    return next((k for k, label in enumerate(item["labels"]) if label != IGNORED), len(item["labels"]))
 
 
 def _read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,6 +35,8 @@ def with_demonstrations(
     """
     if shots < 0:
         raise TaskError(f"shots is {shots}; expected how many demonstrations a prompt is to have, 0 for none")
+    if not all(isinstance(instance, Instance) for instance in instances):
+        raise TaskError("demonstrations stand before prompts; conversations, which hold their own, take none")
     if shots == 0:
         return list(instances)
     solved = [_solved(example) for example in pool]

@@ -38,7 +38,7 @@ class Objective(Task):
         return self.task.truncated
 
     def encode(self, instance: Instance) -> Encoded:
-        self._kept.append({**self.task.encode(instance), "prompt": instance.prompt or "\n".join(instance.texts)})
+        self._kept.append({**self.task.encode(instance), "prompt": self.task.asked(instance)})
         return {**self._kept[-1], "item": len(self._kept) - 1}
 
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
