@@ -92,10 +92,10 @@ EXPECTED = [
      ("Records of the canal mention no ice.", "did the canal ever freeze")),
     ("boolq", 3, "A passage without a question. ?\n", YESNO, (1,), ("A passage without a question.", "")),
     ("wsc", 0, "Tom thanked Ben because he had carried the boat.\nIn the previous sentence, does the pronoun \"he\" "
-     "refer to Ben? Yes or No?\n", NOYES, (1,), ("Tom thanked Ben because he had carried the boat.", "Ben")),
+     "refer to Ben? Yes or No?\n", NOYES, (1,), ("Tom thanked Ben because he had carried the boat.", "he is Ben")),
     ("wsc", 2, "The rope would not fit the ring since It was too thick.\nIn the previous sentence, does the pronoun "
      "\"it\" refer to The rope? Yes or No?\n", NOYES, (1,),
-     ("The rope would not fit the ring since It was too thick.", "The rope")),
+     ("The rope would not fit the ring since It was too thick.", "It is The rope")),
     ("wic", 0, 'Does the word "lock" have the same meaning in these two sentences? Yes, No?\n'
      "The lock filled with water.\nThey waited below the lock.\n", NOYES, (1,),
      ("The lock filled with water.", "They waited below the lock.")),
@@ -103,9 +103,9 @@ EXPECTED = [
      "We sat on the bank .\nThe bank lent them salt .\n", NOYES, (0,),
      ("We sat on the bank .", "The bank lent them salt .")),
     ("multirc", 0, 'Ann dug. Ben ate.\nQuestion: Who dug?\nI found this answer "Ann". Is that correct? Yes or No?\n',
-     NOYES, (1,), ("Ann dug. Ben ate.", "Who dug?", "Ann")),
+     NOYES, (1,), ("Ann dug. Ben ate.", "Who dug? Ann")),
     ("multirc", 1, 'Ann dug. Ben ate.\nQuestion: Who dug?\nI found this answer "Ben". Is that correct? Yes or No?\n',
-     NOYES, (0,), ("Ann dug. Ben ate.", "Who dug?", "Ben")),
+     NOYES, (0,), ("Ann dug. Ben ate.", "Who dug? Ben")),
     ("copa", 0, "The gate stuck because", (" the hinge had rusted.", " the sun rose."), (0,), ()),
     ("copa", 1, "I forgot my coat so", (" I wore a hat.", " I shivered."), (1,), ()),
     ("copa", 2, "The ice broke so", (" ben fell in.", " ben slept."), (0,), ()),
@@ -161,7 +161,7 @@ def test_every_row_is_read(name, caplog):
     for instance in found:
         assert all(option == option.rstrip(" ") and option.strip() for option in instance.options)
         assert all(0 <= k < len(instance.options) for k in instance.gold)
-        assert (entry.kind == "classification") == bool(instance.texts)
+        assert len(instance.texts) in ((1, 2) if entry.kind == "classification" else (0,))
         assert (entry.kind == "generation") == bool(instance.answers)
     if entry.kind == "classification":
         assert len(entry.labels) == len(raw[0].options)

@@ -99,17 +99,6 @@ def test_splits_of_a_saved_folder(tmp_path):
     assert read(saved(tmp_path / "one", {"all": 2})).rows == ROWS[:2]
 
 
-def test_a_parquet_file_has_its_own_columns_only(tmp_path):
-    """A folder named like ``split=train`` is data to some readers."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    (tmp_path / "split=train").mkdir()
-    path = tmp_path / "split=train" / "rows.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    assert read(path).rows == ROWS
-
-
 def test_require():
     table = Table([{"a": 1}, {"a": None, "b": 2}], Places("x.jsonl", "line", [1, 7]), "x.jsonl")
     require(table, ["a"])

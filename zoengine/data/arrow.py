@@ -30,7 +30,6 @@ def parquet(path: Path) -> list[dict[str, Any]]:
     """
     library = _library("pyarrow.parquet", str(path))
     try:
-        # Of this one file, so that a folder's name such as "split=train" adds no column.
         return library.ParquetFile(path).read().to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
         raise DataError(f"{path}: not a Parquet file that can be read: {_line(error)}") from error
@@ -43,7 +42,10 @@ def saved(folder: Path, splits: Sequence[str]) -> tuple[str, list[dict[str, Any]
         DataError: ``datasets`` is missing, no such folder or split, or a file in it that cannot be read, named.
     """
     if not any((folder / name).is_file() for name in (_DICT, _STATE)):
-        raise DataError(f"{folder}: not a folder written by datasets' save_to_disk (no {_DICT} and no {_STATE} in it)")
+        raise DataError(
+            f"{folder}: not a folder written by datasets' save_to_disk (no {_DICT} and no {_STATE} in it); "
+            "of a folder with other files, give one of those"
+        )
     library = _library("datasets", str(folder))
     try:
         found = library.load_from_disk(str(folder))

@@ -4,7 +4,7 @@
 >>> catalog.get("sst2").read({"sentence": "a joy to watch .", "label": 1}).prompt
 'a joy to watch . It was'
 
-A row without a label (null or -1, as in the test splits of benchmarks, and 1 in 100 pairs of SNLI) becomes an instance
+A row without a label (null or -1, as in the test splits of benchmarks and in some pairs of SNLI) becomes an instance
 whose ``gold`` is empty; :func:`zoengine.tasks.rows.instances` drops those and logs how many.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zoengine.tasks.catalog.fields import Labels, Row, Template, text
+from zoengine.tasks.catalog.fields import Labels, Row, Template
 from zoengine.tasks.entry import Entry
 from zoengine.tasks.instance import Instance
 
@@ -28,17 +28,18 @@ def classification(
 
     prompt: a template, or a function of a row. options, labels (names of the classes) and values (what the column
     ``label`` holds; None: 0, 1, ...) have the same order. columns: that hold texts; they and ``label`` are required.
-    texts: the columns for models with a head; None: all of ``columns``. fields: further ones of :class:`Entry`.
+    texts: templates of one or two texts for models with a head; None: ``columns`` as they are. fields: further ones of
+    :class:`Entry`.
     """
     fill = Template(prompt).fill if isinstance(prompt, str) else prompt
     index = Labels(range(len(options)) if values is None else values, labels)
-    head = tuple(columns if texts is None else texts)
+    head = [Template(template) for template in (map("{{{}}}".format, columns) if texts is None else texts)]
 
     def read(row: Row) -> Instance:
         found = index.index(row, label)
         return Instance(
             prompt=fill(row), options=tuple(options), gold=() if found is None else (found,),
-            texts=tuple(text(row, column) for column in head),
+            texts=tuple(template.fill(row) for template in head),
         )  # fmt: skip
 
     return Entry(

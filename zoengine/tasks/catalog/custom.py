@@ -99,7 +99,7 @@ def custom(
         return classification(
             name, prompt=fill, options=[_spaced(template, option) for option in options],
             columns=tuple(dict.fromkeys((*columns, *text_columns))), label=label, values=labels, labels=names,
-            texts=text_columns, metric=metric or "accuracy", **common,
+            texts=[f"{{{column}}}" for column in text_columns], metric=metric or "accuracy", **common,
         )  # fmt: skip
     if kind == "choice":
         known = None if labels is None else Labels(labels)

@@ -39,14 +39,14 @@ def _wsc(row: Row) -> str:
 WSC = classification(
     "wsc", prompt=_wsc, options=("No", "Yes"), columns=("text", "span1_text", "span2_text"),
     labels=("no", "yes"), hub=Hub(SUPERGLUE, "wsc.fixed"), num_test=104,
-    texts=("text", "span1_text"),
+    texts=("{text}", "{span2_text} is {span1_text}"),
 )  # fmt: skip
 
 WIC = classification(
     "wic",
     prompt='Does the word "{word}" have the same meaning in these two sentences? Yes, No?\n{sentence1}\n{sentence2}\n',
     options=("No", "Yes"), columns=("word", "sentence1", "sentence2"), labels=("no", "yes"),
-    hub=Hub(SUPERGLUE, "wic"), num_test=638, texts=("sentence1", "sentence2"),
+    hub=Hub(SUPERGLUE, "wic"), num_test=638, texts=("{sentence1}", "{sentence2}"),
 )  # fmt: skip
 
 # One row an answer: accuracy is over answers, not over questions.
@@ -54,7 +54,7 @@ MULTIRC = classification(
     "multirc",
     prompt='{paragraph}\nQuestion: {question}\nI found this answer "{answer}". Is that correct? Yes or No?\n',
     options=("No", "Yes"), columns=("paragraph", "question", "answer"), labels=("no", "yes"),
-    hub=Hub(SUPERGLUE, "multirc"),
+    hub=Hub(SUPERGLUE, "multirc"), texts=("{paragraph}", "{question} {answer}"),
 )  # fmt: skip
 
 
