@@ -78,9 +78,9 @@ def test_the_embedded_rows():
 
 
 def test_the_first_split_there_is_taken(tmp_path):
-    path = write(tmp_path / "all.csv", "text,part\na,train\nb,validation\nc,train\nd,dev\n")
+    path = write(tmp_path / "all.csv", "text,part\na,train\nd,dev\nc,train\nb,validation\n")
     table = read(path, split=("test", "validation", "dev"), split_column="part")
-    assert [row["text"] for row in table.rows] == ["b"] and list(table.places) == [f"{path}, line 3"]
+    assert [row["text"] for row in table.rows] == ["b"] and list(table.places) == [f"{path}, line 5"]
     table = read(path, split="train", split_column="part")
     assert [row["text"] for row in table.rows] == ["a", "c"] and table.places[1:] == [f"{path}, line 4"]
 

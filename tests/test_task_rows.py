@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zoengine.data import DataError, split_hash
+from zoengine.data import DataError, permutation, split_hash
 from zoengine.tasks import catalog
 from zoengine.tasks.catalog import custom
 from zoengine.tasks.instance import TaskError
@@ -44,6 +44,23 @@ def test_evaluation_data_of_its_own(tmp_path):
     assert set(texts(splits.eval)) <= {f"s{k}" for k in range(10)}
     shots = load(catalog.get("sst2"), train=train, eval=own, k_shot=2)
     assert len(shots.train) == 4 and len(shots.eval) == 10
+
+
+def test_nothing_evaluates_where_none_is_asked_for(tmp_path):
+    splits = load(catalog.get("sst2"), train=write(tmp_path / "a.jsonl", 40), num_train=7, num_eval=0)
+    assert (len(splits.train), splits.eval) == (7, [])
+
+
+def test_official_few_shot_runs_share_one_test_set(tmp_path):
+    source = write(tmp_path / "a.jsonl", 40)
+
+    def tested(seed, official):
+        return load(
+            catalog.get("sst2"), train=source, test=source, k_shot=4, num_test=9, seed=seed, official=official
+        ).test
+
+    assert texts(tested(13, True)) == texts(tested(21, True)) == [f"s{k}" for k in permutation(40, 42)[:9]]
+    assert texts(tested(13, False)) == [f"s{k}" for k in permutation(40, 13)[:9]]
 
 
 def test_one_file_with_a_split_column(tmp_path):
