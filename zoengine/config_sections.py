@@ -117,7 +117,7 @@ class Tuning(Section):
     lora_target_modules: list[str] | str = ["q_proj", "v_proj"]
     prefix_tokens: PositiveInt = 5
     prefix_init: Literal["activations", "random"] = "activations"
-    quantization: Literal["int8", "int4", "nf4"] | None = None
+    quantization: Literal["int8", "nf4"] | None = None
 
 
 class Run(Section):
