@@ -1,8 +1,10 @@
 """The configuration: what is read is what was meant, and every mistake names its key."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("pydantic")
 
@@ -197,3 +199,10 @@ def test_the_configurations_that_come_along(name):
 def test_the_comparisons_that_come_along(name):
     compare = pytest.importorskip("zoengine.compare.config")
     assert compare.load(Path(__file__).parent.parent / "configs" / f"{name}.yaml").cells > 0
+
+
+def test_the_readmes_own_data():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    made = config.check(yaml.safe_load(block.replace("1e-6", "1.0e-6")))
+    assert made.task.options == ["terrible", "great"]
