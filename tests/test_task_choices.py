@@ -221,6 +221,8 @@ def test_what_is_too_long_loses_its_left(bos, caplog):
         task.encode(long)
     assert task.encode(short) == free.encode(short)
     assert task.truncated == 2 and len(caplog.records) == 1 and "max_length=12" in caplog.text
+    tokenizer.model_max_length = 12
+    assert MultipleChoice(tokenizer).encode(long) == cut, "the tokenizer knows how much its model reads"
     assert cut["endings"] == whole["endings"], "an option is never cut"
     for k in range(2):
         assert len(cut["input_ids"] + cut["endings"][k]) - 1 <= 12

@@ -29,7 +29,8 @@ class Sequences:
     Args:
         tokenizer: any Hugging Face tokenizer.
         max_length: tokens that the model reads at most; the last token of an option is only predicted. Of what is
-            longer, tokens on the left go, as many for every option of an example, except a leading BOS.
+            longer, tokens on the left go, as many for every option of an example, except a leading BOS. Never more than
+            the tokenizer's own ``model_max_length``.
 
     Attributes:
         truncated: how many examples were too long.
@@ -39,7 +40,7 @@ class Sequences:
         if max_length < 2:
             raise TaskError(f"max_length is {max_length}; a prompt needs at least 2 tokens")
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.max_length = min(max_length, tokenizer.model_max_length)
         self.truncated = 0
         ids = self._ids("A film.")
         if ids and ids[-1] == tokenizer.eos_token_id:
