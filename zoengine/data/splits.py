@@ -17,7 +17,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Generic, TypeVar
 
-from zoengine.data.examples import Example
 from zoengine.data.table import DataError
 
 Row = TypeVar("Row")
@@ -136,9 +135,6 @@ def split_hash(examples: Sequence[Any]) -> str:
     """
     digest = hashlib.sha256()
     for example in examples:
-        if isinstance(example, Example):
-            line = f"{example.label}\t{example.text}"
-        else:
-            line = json.dumps(astuple(example), ensure_ascii=False, separators=(",", ":"))
+        line = json.dumps(astuple(example), ensure_ascii=False, separators=(",", ":"))
         digest.update(f"{line}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
