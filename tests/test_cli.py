@@ -99,6 +99,18 @@ def test_eval_of_an_untouched_model(path, tiny_run, finished):
     assert f"accuracy {expected['accuracy']:.1%}, loss {expected['loss']:.4f} on 22 eval examples" in result.output
 
 
+def test_eval_with_more_in_the_prompt(path):
+    shown = call("eval", path, "--split", "test", "--shots", "2", "--json")
+    plain = call("eval", path, "--split", "test", "--json")
+    found, zero = json.loads(shown.stdout), json.loads(plain.stdout)
+    assert (found["shots"], found["split_hash"], found["n"]) == (2, zero["split_hash"], 22)
+    assert found["loss"] != zero["loss"]
+    calibrated = call("eval", path, "--split", "test", "--null-prompt", "it was", "--json")
+    assert json.loads(calibrated.stdout)["null_prompt"] == "it was"
+    assert "loss" not in json.loads(calibrated.stdout)
+    mistake(call("eval", path, "--shots", "2", "task.form=head"), "--shots", "form prompt")
+
+
 def test_the_adapter_loads_with_plain_peft(finished, tiny_run):
     import peft
     import transformers

@@ -93,6 +93,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="eval or test")] = "eval",
     shots: Annotated[int, typer.Option(help="solved training examples before each prompt; papers take 32")] = 0,
     shots_seed: Annotated[int, typer.Option(help="which examples those are")] = 0,
+    null_prompt: Annotated[
+        str | None, typer.Option(help="score options by how much likelier the prompt makes them than this text")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object")] = False,
     debug: Debug = False,
 ) -> None:
@@ -102,13 +105,16 @@ def evaluate(
         quiet()
         from zoengine.trainer.evaluate import evaluate as measure
 
-        found = measure(target, overrides or [], split, row, shots=shots, shots_seed=shots_seed)
+        found = measure(
+            target, overrides or [], split, row, shots=shots, shots_seed=shots_seed, null_prompt=null_prompt
+        )
     if as_json:
         typer.echo(json.dumps(found))
     else:
         from zoengine.scores import score
 
-        scores = f"{found['metric']} {score(found['metric'], found[found['metric']])}, loss {found['loss']:.4f}"
+        scores = f"{found['metric']} {score(found['metric'], found[found['metric']])}"
+        scores += f", loss {found['loss']:.4f}" if "loss" in found else ""
         typer.echo(f"{scores} on {found['n']} {split} examples, {found['model']}")
 
 

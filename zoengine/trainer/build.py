@@ -28,7 +28,7 @@ from zoengine.tasks import (
 from zoengine.tasks.entry import Entry
 
 _HEADS = {"prompt": "lm", "masked": "masked-lm", "similarity": "none"}
-_PROMPT_LENGTH = 2048
+PROMPT_LENGTH = 2048
 _HEAD_LENGTH = 128
 
 
@@ -91,7 +91,7 @@ def _task(config: Config, entry: Entry, tokenizer: Any) -> Task:
         return LabelSimilarity(
             tokenizer, descriptions=described, scale=config.task.scale, max_length=length or _HEAD_LENGTH
         )
-    length = length or _PROMPT_LENGTH
+    length = length or PROMPT_LENGTH
     if entry.kind == "chat":
         return Completions(tokenizer, max_length=length, max_new_tokens=entry.max_new_tokens)
     if entry.kind == "generation":

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from zoengine import config, data, models
+from zoengine.tasks.calibration import Calibrated
 from zoengine.tasks.in_context import with_demonstrations
 from zoengine.trainer import checkpoint
-from zoengine.trainer.build import build_task, head, pick_device, read_splits
+from zoengine.trainer.build import PROMPT_LENGTH, build_task, head, pick_device, read_splits
 from zoengine.trainer.run import RunError
 
 
 def evaluate(
-    target: str, overrides: Sequence[str], split: str, row: str | None = None, *, shots: int = 0, shots_seed: int = 0
+    target: str,
+    overrides: Sequence[str],
+    split: str,
+    row: str | None = None,
+    *,
+    shots: int = 0,
+    shots_seed: int = 0,
+    null_prompt: str | None = None,
 ) -> dict[str, Any]:
     """Scores and n of ``target`` on ``split`` ("eval" or "test"), with what they have to be read with.
 
@@ -25,6 +33,7 @@ def evaluate(
         row: which row of a config file.
         shots: how many solved examples of the training data stand before each prompt; 0 is zero-shot.
         shots_seed: which ones.
+        null_prompt: options are scored by how much likelier the prompt makes them than this text does.
 
     Raises:
         RunError: a run without weights, or a split that is not there.
@@ -42,19 +51,32 @@ def evaluate(
         settings, weights = config.for_model(target, overrides), None
     if split not in ("eval", "test"):
         raise RunError(f"--split takes eval or test, got {split!r}")
-    if shots and settings.task.form != "prompt":
-        raise RunError(f"--shots puts examples into a prompt; task.form is {settings.task.form}, which has none")
+    if (shots or null_prompt is not None) and (settings.task.form != "prompt" or settings.task.kind == "chat"):
+        raise RunError("--shots and --null-prompt change a prompt, which only tasks of form prompt have, and no chat")
     splits = read_splits(settings, only=["train", split] if shots else [split])
     if split not in splits:
         raise RunError(f"the configuration names no {split} data; give data.{split}=FILE")
     asked = splits[split]
     if shots:
         asked = with_demonstrations(asked, splits["train"], shots, shots_seed)
+    if null_prompt is not None and not asked[0].options[1:]:
+        raise RunError(f"--null-prompt is for tasks with options to choose from; {settings.task.name} has none")
     model, tokenizer = _load(settings, weights)
     task = build_task(settings, tokenizer)
-    scores = task.evaluate(model, task.dataset(asked), settings.run.eval_batch_size)
+    if null_prompt is None:
+        scores = task.evaluate(model, task.dataset(asked), settings.run.eval_batch_size)
+    else:
+        task = Calibrated(tokenizer, max_length=settings.task.max_length or PROMPT_LENGTH)
+        scores = task.evaluate(model, asked, null_prompt, settings.run.eval_batch_size)
     facts = {"model": str(weights or settings.model.path), "split": split, "split_hash": data.split_hash(splits[split])}
-    return {**scores, "metric": task.metric, "shots": shots, "truncated": task.truncated, **facts}
+    return {
+        **scores,
+        "metric": task.metric,
+        "shots": shots,
+        "null_prompt": null_prompt,
+        "truncated": task.truncated,
+        **facts,
+    }
 
 
 def _weights(folder: Path) -> Path:
