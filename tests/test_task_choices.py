@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 
 from tiny_models import SENTENCES, byte_tokenizer, make_model, prefix_tuned, slow_log_probs
 
-from zoengine.tasks import Instance, MultipleChoice, OptionLikelihood, TaskError, cached
+from zoengine.tasks import Instance, MultipleChoice, OptionLikelihood, TaskError, cached, decoder
 from zoengine.tasks.sequences import Sequences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,6 +121,34 @@ def cached_batch(task, examples):
     encoded = task.dataset(examples)
     batch = every_option(encoded)
     return {**batch, "shared": torch.tensor([len(item["input_ids"]) for item in encoded])[batch["example"]]}
+
+
+@torch.no_grad()
+def test_a_sliding_window_runs_whole_sequences(plain):
+    """The window would count the padding between a short prompt and its options."""
+    model, task = make_model("mistral"), OptionLikelihood(plain)
+    one = [Instance(e.prompt, e.options, e.gold[:1]) for e in [*LONG, EXAMPLES[0]]]
+    batch = cached_batch(task, one)
+    means = torch.cat([slow_means(model, plain, e) for e in one])
+    task._options.log_probs(model, cached_batch(task, one[:1]))  # alone, there is no padding that would show it
+    for _ in range(2):
+        found = task._options.log_probs(model, batch).sum(1) / (batch["targets"] != -100).sum(1)
+        torch.testing.assert_close(found, means, rtol=1e-5, atol=2e-5)
+    assert list(task._options._works.values()) == [False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_vocabulary_is_read_in_parts(monkeypatch, dtype):
+    """In fp32 whatever the dtype, so the result is finer than a 16-bit model's own logits."""
+    monkeypatch.setattr(decoder, "_LOGITS", 1)  # 1,024 tokens at a time
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 3000).to(dtype), torch.randn(5, 8).to(dtype)
+    ids = torch.tensor([0, 1023, 1024, 2047, 2999])
+    expected = head.float()(hidden.float()).log_softmax(1)[torch.arange(5), ids]
+    head.to(dtype)
+    found = decoder.Targets(ids).short(hidden, head)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

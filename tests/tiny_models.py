@@ -45,6 +45,8 @@ def make_model(name, **fields):
     elif name == "gemma2":
         sizes = {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 2.0}
         config = transformers.Gemma2Config(**common, **sizes)
+    elif name == "mistral":
+        config = transformers.MistralConfig(**common, intermediate_size=48, num_key_value_heads=2, sliding_window=5)
     elif name == "phi":  # its output embedding has a bias
         config = transformers.PhiConfig(**common, intermediate_size=48)
     config.update(fields)
