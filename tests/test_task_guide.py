@@ -83,7 +83,7 @@ def test_the_reward_trains(folder, monkeypatch):
     space = {}
     exec(FILES["rewards.py"], space)
     prompts = ["It opened in 1932.\nQuestion: when\nAnswer:", "x", "x"]
-    assert space["grounded"](prompts, ["in May", "", "x x"]) == [0.5, 0, 1]
+    assert space["grounded"](prompts, ["in May", "", "X"]) == [0.5, 0, 1]
 
 
 def test_zero_shot_and_in_context(folder, monkeypatch):
