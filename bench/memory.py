@@ -22,7 +22,8 @@ import torch
 from bench import baselines, cases, rows
 from bench.environment import ROOT
 from bench.progress import Progress, say
-from bench.step import CONTESTANTS, EPS, LR, MODELS, Task, load_model
+from bench.step import CONTESTANTS, EPS, LR
+from bench.workload import MODELS, Task, load_model
 from zoengine import methods
 from zoengine.methods import ZOOptimizer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench import cases, drift, kernels, memory, rows, step, table, updates
+from bench import cases, drift, kernels, memory, rows, step, table, updates, workload
 from bench.environment import ROOT, describe
 from bench.progress import say
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     kernel.add_argument("--backends", nargs="+", help="default: all that have kernels for the device")
     model = p.add_argument_group("step and memory")
-    model.add_argument("--model", choices=tuple(step.MODELS), default="smollm2-135m")
+    model.add_argument("--model", choices=tuple(workload.MODELS), default="smollm2-135m")
     model.add_argument("--batch", type=int, default=16)
     model.add_argument("--tokens", type=int, default=44)
     walk = p.add_argument_group("drift")

@@ -13,81 +13,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from bench import baselines, cases, rows
 from bench.progress import Progress, say
 from bench.timing import Samples, once
+from bench.workload import Closure, Task, load_model
 from zoengine import methods
 
-Closure = Callable[[], Tensor]
 Step = Callable[[Closure], object]
 
 DEFAULT_ROUNDS = 3
 EPS, LR = 1e-3, 1e-6
 
-# Shapes of LlamaConfig. The first is SmolLM2-135M's; its weights are random where the model is not installed.
-MODELS: dict[str, dict[str, int]] = {
-    "smollm2-135m": {
-        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
-    },
-    "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
-    },
-}  # fmt: skip
-
 CONTESTANTS = (("mezo", "inplace"), ("mezo", "shadow"), ("mezo-momentum", "inplace"), ("mezo-momentum", "shadow"))
-
-
-def load_model(name: str, dtype: str, device: torch.device, real: bool = True) -> nn.Module:
-    """The model in evaluation mode; real weights of SmolLM2-135M if they are installed and wanted, else random ones.
-
-    Raises:
-        ImportError: transformers is not installed.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from zoengine.models import load, smollm2
-    from zoengine.models.errors import ModelError
-
-    if real and name == smollm2.NAME:
-        try:
-            return load(name, dtype=cases.DTYPES[dtype], device=device)[0]
-        except ModelError as error:
-            say(f"random weights of the shape of {name}: {error}")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**MODELS[name], tie_word_embeddings=True))
-    return model.to(device, cases.DTYPES[dtype]).eval()
-
-
-class Task:
-    """``batch`` random prompts of ``tokens`` tokens and their loss over two label words, as zoengine.tasks has it."""
-
-    def __init__(self, model: nn.Module, batch: int, tokens: int) -> None:
-        from zoengine.tasks.label_logits import LabelLogits
-
-        device = next(model.parameters()).device
-        generator = torch.Generator().manual_seed(0)
-        self._ids = torch.randint(0, model.config.vocab_size, (batch, tokens), generator=generator).to(device)
-        self._last = torch.full((batch,), tokens - 1, device=device)
-        self._labels = torch.arange(batch, device=device) % 2
-        self._logits = LabelLogits([5, 7])
-        self.model = model
-
-    def loss(self) -> Tensor:
-        """The mean loss of all prompts, a scalar."""
-        return self._loss(len(self._ids))
-
-    def small_loss(self) -> Tensor:
-        """The loss of the first prompt: the same code in little time, for warming up."""
-        return self._loss(1)
-
-    def _loss(self, count: int) -> Tensor:
-        logits = self._logits(self.model, self._ids[:count], self._last[:count])
-        return F.cross_entropy(logits, self._labels[:count])
 
 
 def default_dtypes(device: torch.device) -> list[str]:
