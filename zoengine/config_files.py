@@ -45,7 +45,7 @@ def read(path: str | Path, overrides: Sequence[str], sections: Iterable[str], ro
     path, folder = Path(path), None
     if (path / "config.yaml").is_file():
         path, folder = path / "config.yaml", path
-    values = _with_row(_resolved(path, (), sections), row, path, sections)
+    values = _with_row(_resolved(path, (), sections, row), row, path)
     if folder is not None:  # it may have been moved
         overrides = [f"run.output_dir={json.dumps(str(folder))}", *overrides]
     values = overridden(values, overrides)
@@ -92,7 +92,7 @@ def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
     return result
 
 
-def _resolved(path: Path, above: tuple[Path, ...], sections: Iterable[str]) -> Values:
+def _resolved(path: Path, above: tuple[Path, ...], sections: Iterable[str], row: str | None) -> Values:
     """The file with what it inherits; ``above`` are the files that led here."""
     if path.resolve() in above:
         chain = " inherits ".join(str(file) for file in (*above[above.index(path.resolve()) :], path.resolve()))
@@ -107,11 +107,11 @@ def _resolved(path: Path, above: tuple[Path, ...], sections: Iterable[str]) -> V
     values = parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(sections)}")
-    return _inherited(values, path, above, sections)
+    return _inherited(values, path, above, sections, row)
 
 
-def _inherited(values: Values, path: Path, above: tuple[Path, ...], sections: Iterable[str]) -> Values:
-    """``values``, which stand in the file ``path``, on top of the files that they inherit."""
+def _inherited(values: Values, path: Path, above: tuple[Path, ...], sections: Iterable[str], row: str | None) -> Values:
+    """``values``, which stand in the file ``path``, on top of the files that they inherit; of the rows only ``row``."""
     named = values.pop("inherit", [])
     files = [named] if isinstance(named, str) else named
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
@@ -120,12 +120,12 @@ def _inherited(values: Values, path: Path, above: tuple[Path, ...], sections: It
         values["sweep"] = _undotted(values["sweep"])
     base: Values = {}
     for file in files:
-        base = merged(base, _resolved(path.parent / file, (*above, path.resolve()), sections))
+        base = merged(base, _resolved(path.parent / file, (*above, path.resolve()), sections, row))
     rows = values.get("rows", {})
     if not isinstance(rows, dict) or not all(isinstance(n, str) and isinstance(r, dict) for n, r in rows.items()):
         raise ConfigError(f"{path}: rows must map names to partial configurations, got {rows!r}")
-    for name, row in rows.items():
-        rows[name] = _inherited(row, path, above, sections)
+    if row in rows:
+        rows[row] = _inherited(rows[row], path, above, sections, None)
     return merged(base, values)
 
 
@@ -138,7 +138,7 @@ def _undotted(section: Values) -> Values:
     return result
 
 
-def _with_row(values: Values, row: str | None, path: Path, sections: Iterable[str]) -> Values:
+def _with_row(values: Values, row: str | None, path: Path) -> Values:
     rows = values.pop("rows", {})
     if row is None:
         if rows:
