@@ -181,6 +181,7 @@ on {{ outcome.after.n }} {{ outcome.split }} examples,
 {% for name, split in run.splits.items() %}
 <tr><td>{{ name }} data</td><td>{{ split.n }} examples, hash {{ split.hash }}</td></tr>
 {% endfor %}
+<tr><td>too long</td><td>{{ run.truncated }} cut, {{ run.skipped }} left out</td></tr>
 </table>
 <h2>Settings</h2>
 <pre>{{ config }}</pre>

@@ -27,10 +27,12 @@ class Task(ABC):
     Attributes:
         metric: the name of the score that counts, a key of what ``evaluate`` returns.
         truncated: how many examples were longer than allowed and have been cut.
+        skipped: how many were left out, because a cut would have left nothing to learn.
     """
 
     metric: str = "accuracy"
     truncated: int
+    skipped: int = 0
 
     @abstractmethod
     def encode(self, instance: Instance) -> Encoded:

@@ -28,6 +28,7 @@ class Calibrated:
     """
 
     metric = "accuracy"
+    skipped = 0
 
     def __init__(self, tokenizer: Any, *, max_length: int = 2048) -> None:
         self._task = MultipleChoice(tokenizer, max_length=max_length)

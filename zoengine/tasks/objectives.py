@@ -37,6 +37,10 @@ class Objective(Task):
     def truncated(self) -> int:
         return self.task.truncated
 
+    @property
+    def skipped(self) -> int:  # type: ignore[override]
+        return self.task.skipped
+
     def encode(self, instance: Instance) -> Encoded:
         self._kept.append({**self.task.encode(instance), "prompt": self.task.asked(instance)})
         return {**self._kept[-1], "item": len(self._kept) - 1}

@@ -75,6 +75,7 @@ def evaluate(
         "shots": shots,
         "null_prompt": null_prompt,
         "truncated": task.truncated,
+        "skipped": task.skipped,
         **facts,
     }
 

@@ -176,6 +176,8 @@ class _Run:
     def _info(self, command: str) -> dict[str, Any]:
         return {
             **facts(self.model, self.examples),
+            "truncated": self.task.truncated,
+            "skipped": self.task.skipped,
             "command": command,
             "config": self.config.model_dump(),
         }
