@@ -1,5 +1,6 @@
 """configs/papers: every row is a valid run, and takes two steps on a tiny random model of its architecture."""
 
+import gc
 import math
 import re
 import shlex
@@ -128,6 +129,14 @@ def tiny(kind, folder):
     ends = {"bos_token": "<s>", "eos_token": "</s>"}
     of_encoders = {"pad_token": "<pad>", "mask_token": "<mask>", "sep_token": "</s>", "cls_token": "<s>"}
     byte_level(folder, **ends, **(of_encoders if encoder else {}))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_for_good():
+    """accelerate collects garbage before every run: let it not go through all that has been imported each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Sweeps: which points there are, what is run, resumed, shared and refused, and what the table says."""
 
 import copy
+import gc
 import io
 import json
 import math
@@ -40,6 +41,14 @@ def written(folder, tiny_run, **sections):
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**values, "sweep": SWEEP, **sections}))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_for_good():
+    """accelerate collects garbage before every run: let it not go through all that has been imported each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
