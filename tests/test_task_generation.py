@@ -5,6 +5,7 @@ Objectives without a gradient, of every kind of task.
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from zoengine.tasks import (
     OptionLikelihood,
     RewardObjective,
     TaskError,
+    generation,
     metrics,
     resolve,
 )
@@ -50,6 +52,7 @@ def tokenizer():
         ("cat  sat", ["the cat sat"], 1.0, 1.0),
         ("a cat sat", ["cat"], 2 / 3, 0.0),  # precision 1/2, recall 1
         ("red red car", ["red car blue"], 2 / 3, 0.0),  # two words shared, three each
+        ("red red", ["red red car"], 0.8, 0.0),  # a word counts as often as both have it
         ("dog", ["cat", "big dog"], 2 / 3, 0.0),  # the best answer counts
         ("dog", ["cat"], 0.0, 0.0),
         ("The", [""], 1.0, 1.0),  # an article alone is nothing
@@ -118,25 +121,27 @@ def test_answers_and_loss_equal_the_slow_ones(tokenizer, name, with_prefix):
     assert scores["exact_match"] == sum(metrics.exact_match(text, e.answers) for text, e in pairs) / 9
 
 
-def test_a_model_that_copies_scores_one(tokenizer):
-    """A stand-in for the model that writes " a film" and a newline, whatever it reads."""
-    model, task = make_model("llama"), Generation(tokenizer, max_new_tokens=9)
-    script = tokenizer(" a film\nand more")["input_ids"][1:]
-    own, lengths = model.forward, []
+def test_where_an_answer_ends(monkeypatch):
+    """At EOS and at any token with a newline in it, of which what stands before the newline is the answer's."""
+    tokenizer = byte_tokenizer(pre_split=False)
+    newline = next(k for k in range(len(tokenizer)) if re.fullmatch(r"[^\n]+\n[^\n]+", tokenizer.decode([k])))
+    before = tokenizer.decode([newline]).partition("\n")[0]
+    film, more = (tokenizer(text)["input_ids"][1:] for text in (" a film ", " more"))
+    scripts = [[*film, tokenizer.eos_token_id, *more], [*film, newline, *more], [*film, *more]]
+    ended = []
 
-    def forward(*args, **kwargs):
-        output = own(*args, **kwargs)
-        if kwargs.get("use_cache"):
-            lengths.append(kwargs["input_ids"].shape[1])
-            steps = len(lengths) - 1 if lengths[-1] == 1 else lengths.clear() or lengths.append(0) or 0
-            output.logits = output.logits * 0
-            output.logits[..., script[steps]] = 1
-        return output
+    def greedy(model, prompts, new_tokens, ends):
+        for script in scripts:
+            last = next((k for k, token in enumerate(script) if ends(token)), len(script) - 1)
+            ended.append(last + 1)
+            yield script[: last + 1]
 
-    model.forward = forward
+    monkeypatch.setattr(generation, "greedy", greedy)
+    task = Generation(tokenizer)
     example = Instance("x", (" a film\n",), answers=("film",))
-    assert task.predict(model, [example, example]) == ["a film"] * 2
-    assert task.evaluate(model, [example])["f1"] == 1
+    found = task.predict(make_model("llama"), [example] * 3)
+    assert found == ["a film", f"a film {before}", "a film  more"]
+    assert ended == [len(film) + 1, len(film) + 1, len(film + more)]
 
 
 def test_the_prompt_leaves_room_for_the_answer(tokenizer):

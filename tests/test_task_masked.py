@@ -33,13 +33,12 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Words in lower case; <s> and </s> around a text, </s></s> between two, and types that tell the two apart."""
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+    """Whole words; <s> and </s> around a text, </s></s> between two, and types that tell the two apart."""
+    from tokenizers import Tokenizer, pre_tokenizers, processors
     from tokenizers import models as token_models
 
     vocabulary = {word: k for k, word in enumerate([*SPECIAL, *WORDS])}
     words = Tokenizer(token_models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s>:1 $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]

@@ -1,6 +1,5 @@
 """Texts, or pairs of texts, as a tokenizer with special tokens gives them to a model that reads both directions."""
 
-import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -65,8 +64,7 @@ def run(model: nn.Module, batch: Batch) -> Any:
     check_length(model, batch["input_ids"].shape[1])
     given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    takes_types = "token_type_ids" in inspect.signature(base.forward).parameters
-    if "token_type_ids" in batch and takes_types and getattr(base.config, "type_vocab_size", 0) > 1:
+    if "token_type_ids" in batch and getattr(base.config, "type_vocab_size", 0) > 1:
         given["token_type_ids"] = batch["token_type_ids"]
     return model(**given)
 
