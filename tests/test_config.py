@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -206,3 +207,14 @@ def test_the_readmes_own_data():
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     made = config.check(yaml.safe_load(block.replace("1e-6", "1.0e-6")))
     assert made.task.options == ["terrible", "great"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limit"),
+    [([], 40), (["task.max_length=20"], 20), (["task.max_length=99"], 40), (["task.form=masked"], 40)],
+)
+def test_no_text_is_longer_than_the_model_reads(path, overrides, limit):
+    build = pytest.importorskip("zoengine.trainer.build")
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=40))
+    assert build.max_length(config.load(path, overrides), model) == limit
+    assert build.max_length(config.load(path, ["task.form=head"]), SimpleNamespace()) == 128

@@ -158,7 +158,7 @@ def two_steps(settings, values, folder):
     small = config.check(config.config_files.overridden(settings.model_dump(), values))
     splits = read_splits(small)
     model, tokenizer = load_model(small, "cpu")
-    task = build_task(small, tokenizer)
+    task = build_task(small, tokenizer, model)
     encoded = {part: task.dataset(examples) for part, examples in splits.items()}
     trainer = build_trainer(small, folder, model, tokenizer, task, encoded)
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]

@@ -141,7 +141,7 @@ class Job:
             self._model = self._start = None
             self._model, self._tokenizer = load_model(cell.config, self._device)
             self._start = {name: (p.requires_grad, p.detach().clone()) for name, p in self._model.named_parameters()}
-            self._task = build_task(cell.config, self._tokenizer)
+            self._task = build_task(cell.config, self._tokenizer, self._model)
             self._encoded = {name: self._task.dataset(examples) for name, examples in self._examples.items()}
             if cell.seed != self._seed:
                 self._seed, self._before = cell.seed, None

@@ -73,7 +73,7 @@ def meta_train(config: MetaConfig, *, overwrite: bool = False, command: str = ""
     folder = _folder(Path(config.run.output_dir), overwrite)
     with nullcontext() if config.run.backend == "auto" else ops.use(config.run.backend):
         model, tokenizer = load_model(config, device)
-        task = build_task(config, tokenizer)
+        task = build_task(config, tokenizer, model)
         encoded = task.dataset(examples)
         epoch = -(-len(encoded) // config.run.batch_size)
         metrics = MetricsWriter(folder / "metrics.jsonl")

@@ -26,10 +26,11 @@ from zoengine.tasks import (
     rows,
 )
 from zoengine.tasks.entry import Entry
+from zoengine.tasks.sequences import positions
 
 _HEADS = {"prompt": "lm", "masked": "masked-lm", "similarity": "none"}
-PROMPT_LENGTH = 2048
-_HEAD_LENGTH = 128
+# Tokens of an example where the configuration does not say; a masked prompt has a limit of its own.
+_LENGTHS = {"prompt": 2048, "masked": None, "head": 128, "similarity": 128}
 
 
 def load_model(config: Config, device: str) -> tuple[Any, Any]:
@@ -58,13 +59,19 @@ def read_entry(config: Config) -> Entry:
     return catalog.custom(**task.description) if task.name == "custom" else catalog.get(task.name)
 
 
-def build_task(config: Config, tokenizer: Any) -> Task:
-    """The task of ``config`` for a tokenizer, with its objective.
+def max_length(config: Config, model: Any) -> int | None:
+    """Tokens that an example may have: what ``task.max_length`` or the form says, and not more than the model reads."""
+    limits = (config.task.max_length or _LENGTHS[config.task.form], positions(model))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def build_task(config: Config, tokenizer: Any, model: Any) -> Task:
+    """The task of ``config`` for a model and its tokenizer, with its objective.
 
     Raises:
         TaskError: a task that has no such form, or does not fit the tokenizer.
     """
-    task = _task(config, read_entry(config), tokenizer)
+    task = _task(config, read_entry(config), tokenizer, max_length(config, model))
     if config.task.objective == "cross-entropy":
         return task
     if config.task.objective == "metric":
@@ -72,8 +79,8 @@ def build_task(config: Config, tokenizer: Any) -> Task:
     return RewardObjective(task, resolve(config.task.objective))
 
 
-def _task(config: Config, entry: Entry, tokenizer: Any) -> Task:
-    form, length = config.task.form, config.task.max_length
+def _task(config: Config, entry: Entry, tokenizer: Any, length: int | None) -> Task:
+    form = config.task.form
     if form != "prompt" and entry.kind != "classification":
         raise TaskError(f"task.form {form!r} classifies, and {entry.name} is a {entry.kind}; set task.form to prompt")
     if form == "masked":
@@ -81,17 +88,14 @@ def _task(config: Config, entry: Entry, tokenizer: Any) -> Task:
             raise TaskError(f"no masked prompt is known for {entry.name}; set task.form to prompt or head")
         return MaskedPrompt(tokenizer, entry.masked, max_length=length)
     if form == "head":
-        return Classification(tokenizer, options=entry.labels, max_length=length or _HEAD_LENGTH)
+        return Classification(tokenizer, options=entry.labels, max_length=length)
     if form == "similarity":
         described = config.task.descriptions or ()
         if len(described) != len(entry.labels):
             raise TaskError(
                 f"task.descriptions has {len(described)} texts; {entry.name} has the labels {', '.join(entry.labels)}"
             )
-        return LabelSimilarity(
-            tokenizer, descriptions=described, scale=config.task.scale, max_length=length or _HEAD_LENGTH
-        )
-    length = length or PROMPT_LENGTH
+        return LabelSimilarity(tokenizer, descriptions=described, scale=config.task.scale, max_length=length)
     if entry.kind == "chat":
         return Completions(tokenizer, max_length=length, max_new_tokens=entry.max_new_tokens)
     if entry.kind == "generation":

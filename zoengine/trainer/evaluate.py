@@ -10,7 +10,7 @@ from zoengine import config, data, models
 from zoengine.tasks.calibration import Calibrated
 from zoengine.tasks.in_context import with_demonstrations
 from zoengine.trainer import checkpoint
-from zoengine.trainer.build import PROMPT_LENGTH, build_task, head, pick_device, read_splits
+from zoengine.trainer.build import build_task, head, max_length, pick_device, read_splits
 from zoengine.trainer.run import RunError
 
 
@@ -62,11 +62,11 @@ def evaluate(
     if null_prompt is not None and not asked[0].options[1:]:
         raise RunError(f"--null-prompt is for tasks with options to choose from; {settings.task.name} has none")
     model, tokenizer = _load(settings, weights)
-    task = build_task(settings, tokenizer)
+    task = build_task(settings, tokenizer, model)
     if null_prompt is None:
         scores = task.evaluate(model, task.dataset(asked), settings.run.eval_batch_size)
     else:
-        task = Calibrated(tokenizer, max_length=settings.task.max_length or PROMPT_LENGTH)
+        task = Calibrated(tokenizer, max_length=max_length(settings, model))
         scores = task.evaluate(model, asked, null_prompt, settings.run.eval_batch_size)
     facts = {"model": str(weights or settings.model.path), "split": split, "split_hash": data.split_hash(splits[split])}
     return {

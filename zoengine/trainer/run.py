@@ -130,7 +130,7 @@ class _Run:
         self.repository = repository
         self.config, self.folder, self.start = config, folder, start
         self.model, self.tokenizer, self.examples = model, tokenizer, splits
-        self.task = build_task(config, tokenizer)
+        self.task = build_task(config, tokenizer, model)
         self.encoded = {name: self.task.dataset(examples) for name, examples in splits.items()}
         self.split = "test" if "test" in splits else "eval"
         self.stop = StopOnSignal()
