@@ -47,6 +47,22 @@ class Task(ABC):
         """(sum of the examples' losses, an fp32 scalar; number of examples): adds up right over unequal batches."""
 
     @abstractmethod
+    def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
+        """Sums over one batch: of each score, of the "loss", and of "tokens" if the loss is by token."""
+
+    @abstractmethod
+    def expected(self, item: Encoded) -> tuple[str, ...]:
+        """The answers to an encoded example that are right, as ``predict`` would write them."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
+        """What the model answers to each example."""
+
+    def averages(self, sums: dict[str, float], n: int) -> dict[str, float]:
+        """The scores that the sums of :meth:`tally` over n examples come to."""
+        tokens = sums.get("tokens", n)
+        return {name: value / (tokens if name == "loss" else n) for name, value in sums.items() if name != "tokens"}
+
     def evaluate(
         self,
         model: nn.Module,
@@ -59,14 +75,17 @@ class Task(ABC):
         batch_size: sequences at most that go through the model at once. progress(done, total) is called after every
         batch, counting examples.
         """
-
-    @abstractmethod
-    def expected(self, item: Encoded) -> tuple[str, ...]:
-        """The answers to an encoded example that are right, as ``predict`` would write them."""
-
-    @abstractmethod
-    def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
-        """What the model answers to each example."""
+        encoded = self.encoded(examples)
+        sums: dict[str, float] = {}
+        done = 0
+        with measuring(model):
+            for chosen in self.batches(encoded, batch_size):
+                for name, value in self.tally(model, [encoded[k] for k in chosen]).items():
+                    sums[name] = sums.get(name, 0) + value
+                done += len(chosen)
+                if progress is not None:
+                    progress(done, len(encoded))
+        return {**self.averages(sums, done), "n": done}
 
     def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
         """The metric of each example alone; not every task has it."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoengine.tasks import chat
-from zoengine.tasks.base import Batch, Encoded, Progress, Task, check_length, measuring, pad
+from zoengine.tasks.base import Batch, Encoded, Task, check_length, measuring, pad
 from zoengine.tasks.cached import greedy
 from zoengine.tasks.chat import IGNORED, Exchange, Message
 from zoengine.tasks.decoder import Decoder
@@ -91,31 +91,18 @@ class Completions(Task):
         found = self._decoder.log_probs(model, *_read(model, batch))
         return -found.sum(), int((batch["targets"] != IGNORED).sum())
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        examples: Sequence[Exchange | Encoded],
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
-        """{"token_accuracy", "loss" (mean over tokens), "perplexity", "n" (rows)}, see :meth:`Task.evaluate`."""
-        encoded = self.encoded(examples)
-        right = tokens = done = 0
-        total = 0.0
-        with measuring(model):
-            for chosen in self.batches(encoded, batch_size):
-                batch = self.on_device(model, [encoded[k] for k in chosen])
-                found, best = self._decoder.log_probs_and_best(model, *_read(model, batch))
-                right += int(best.sum())
-                tokens += int((batch["targets"] != IGNORED).sum())
-                total -= float(found.double().sum())
-                done += len(chosen)
-                if progress is not None:
-                    progress(done, len(encoded))
-        loss = total / tokens
+    def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
+        batch = self.on_device(model, items)
+        found, best = self._decoder.log_probs_and_best(model, *_read(model, batch))
+        tokens = int((batch["targets"] != IGNORED).sum())
+        return {"token_accuracy": int(best.sum()), "loss": -float(found.double().sum()), "tokens": tokens}
+
+    def averages(self, sums: dict[str, float], n: int) -> dict[str, float]:
+        """{"token_accuracy", "loss", "perplexity"}, all by token."""
+        loss = sums["loss"] / sums["tokens"]
         # The largest float is about e to the 709.
         perplexity = math.exp(loss) if loss < 709 else math.inf
-        return {"token_accuracy": right / tokens, "loss": loss, "perplexity": perplexity, "n": len(encoded)}
+        return {"token_accuracy": sums["token_accuracy"] / sums["tokens"], "loss": loss, "perplexity": perplexity}
 
     def asked(self, exchange: Exchange) -> str | list[Message]:
         """The prompt: text, or the messages before the first answer, as :meth:`predict` answers them."""

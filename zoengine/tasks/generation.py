@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, Progress, Task, check_length, measuring
+from zoengine.tasks.base import Batch, Encoded, Task, check_length, measuring
 from zoengine.tasks.cached import greedy
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance, TaskError
@@ -62,27 +62,11 @@ class Generation(Task):
         found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"])
         return -found.sum(), int((batch["targets"] != -100).sum())
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        examples: Sequence[Instance | Encoded],
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
-        encoded = self.encoded(examples)
-        sums = dict.fromkeys(_METRICS, 0.0)
-        total, tokens, done = 0.0, 0, 0
-        with measuring(model):
-            for chosen in self.batches(encoded, batch_size):
-                items = [encoded[k] for k in chosen]
-                loss, count = self.loss_sum(model, self.on_device(model, items))
-                total, tokens, done = total + float(loss), tokens + count, done + len(items)
-                for item, found in zip(items, self._write(model, items), strict=True):
-                    for name, metric in _METRICS.items():
-                        sums[name] += metric(found, item["answers"])
-                if progress is not None:
-                    progress(done, len(encoded))
-        return {**{name: value / done for name, value in sums.items()}, "loss": total / tokens, "n": done}
+    def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
+        loss, tokens = self.loss_sum(model, self.on_device(model, items))
+        written = list(zip(self._write(model, items), items, strict=True))
+        sums = {name: sum(metric(text, item["answers"]) for text, item in written) for name, metric in _METRICS.items()}
+        return {**sums, "loss": float(loss), "tokens": tokens}
 
     def expected(self, item: Encoded) -> tuple[str, ...]:
         return item["answers"]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoengine.tasks.base import Batch, Encoded, Progress, Task, measuring
+from zoengine.tasks.base import Batch, Encoded, Task, measuring
 from zoengine.tasks.instance import Instance, TaskError
 
 __all__ = ["Encoded", "LabelledTexts", "TaskError"]
@@ -27,25 +27,11 @@ class LabelledTexts(Task):
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         return F.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        examples: Sequence[Instance | Encoded],
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
-        encoded = self.encoded(examples)
-        right, total, done = 0, 0.0, 0
-        with measuring(model):
-            for chosen in self.batches(encoded, batch_size):
-                batch = self.on_device(model, [encoded[k] for k in chosen])
-                logits = self.logits(model, batch)
-                right += int((logits.argmax(dim=1) == batch["labels"]).sum())
-                total += float(F.cross_entropy(logits, batch["labels"], reduction="sum"))
-                done += len(logits)
-                if progress is not None:
-                    progress(done, len(encoded))
-        return {"accuracy": right / done, "loss": total / done, "n": done}
+    def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
+        batch = self.on_device(model, items)
+        logits = self.logits(model, batch)
+        right = int((logits.argmax(dim=1) == batch["labels"]).sum())
+        return {"accuracy": right, "loss": float(F.cross_entropy(logits, batch["labels"], reduction="sum"))}
 
     def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
         encoded = self.encoded(examples)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, Progress, Task, check_length, measuring
+from zoengine.tasks.base import Batch, Encoded, Task, check_length, measuring
 from zoengine.tasks.cached import SharedPrompts
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance, TaskError
@@ -50,29 +50,15 @@ class MultipleChoice(Task):
         found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"])
         return -found.sum(), int((batch["targets"] != -100).sum())
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        examples: Sequence[Instance | Encoded],
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
-        encoded = self.encoded(examples)
-        right = tokens = done = 0
-        total = 0.0
-        with measuring(model):
-            for chosen in self.batches(encoded, batch_size):
-                means = self._means(model, [encoded[k] for k in chosen])
-                for row, item in zip(means.tolist(), (encoded[k] for k in chosen), strict=True):
-                    gold = item["gold"][0]
-                    length = len(sequence(item, gold).ids) - item["starts"][gold]
-                    right += _best(row) in item["gold"]
-                    total -= row[gold] * length
-                    tokens += length
-                done += len(chosen)
-                if progress is not None:
-                    progress(done, len(encoded))
-        return {"accuracy": right / done, "loss": total / tokens, "n": done}
+    def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
+        sums = {"accuracy": 0.0, "loss": 0.0, "tokens": 0.0}
+        for row, item in zip(self._means(model, items).tolist(), items, strict=True):
+            gold = item["gold"][0]
+            length = len(sequence(item, gold).ids) - item["starts"][gold]
+            sums["accuracy"] += _best(row) in item["gold"]
+            sums["loss"] -= row[gold] * length
+            sums["tokens"] += length
+        return sums
 
     def expected(self, item: Encoded) -> tuple[str, ...]:
         return tuple(item["options"][k].strip() for k in item["gold"])

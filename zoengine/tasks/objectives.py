@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, Progress, Task
+from zoengine.tasks.base import Batch, Encoded, Task
 from zoengine.tasks.instance import Instance, TaskError
 
 Reward = Callable[[list[str], list[str]], Sequence[float]]
@@ -54,15 +54,12 @@ class Objective(Task):
         found = self.scores(model, items, len(items))
         return torch.tensor(-math.fsum(found), device=batch["item"].device), len(items)
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        examples: Sequence[Instance | Encoded],
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
+    def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
+        return self.task.tally(model, items)
+
+    def averages(self, sums: dict[str, float], n: int) -> dict[str, float]:
         """The task's own scores, with this objective's loss in place of its."""
-        found = self.task.evaluate(model, self.encoded(examples), batch_size, progress)
+        found = self.task.averages(sums, n)
         return {**found, "loss": -found[self.metric]}
 
     def expected(self, item: Encoded) -> tuple[str, ...]:
@@ -116,19 +113,13 @@ class RewardObjective(Objective):
                 raise TaskError(f"reward {name} gave {score} to {completion!r} after {prompt[-60:]!r}")
         return scores
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        examples: Sequence[Instance | Encoded],
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
-        """{"reward" (mean), "loss", "n"}."""
-        encoded = self.encoded(examples)
-        reward = math.fsum(self.scores(model, encoded, batch_size)) / len(encoded)
-        if progress is not None:
-            progress(len(encoded), len(encoded))
-        return {"reward": reward, "loss": -reward, "n": len(encoded)}
+    def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
+        return {"reward": math.fsum(self.scores(model, items, len(items)))}
+
+    def averages(self, sums: dict[str, float], n: int) -> dict[str, float]:
+        """{"reward" (mean), "loss"}."""
+        reward = sums["reward"] / n
+        return {"reward": reward, "loss": -reward}
 
 
 def resolve(name: str) -> Reward:
