@@ -45,16 +45,20 @@ def measure(
     elements: int | None = None,
     rounds: int | None = None,
     backends: Sequence[str] | None = None,
+    only: Callable[[cases.Case], bool] = lambda case: True,
     save: Callable[[list[rows.Row]], None] = lambda found: None,
 ) -> list[rows.Row]:
     """Rows of every kernel case of ``dtypes`` on ``device``, for each of ``backends`` (default: all fast ones).
 
+    ``only`` picks among the cases; what they are compared with stays.
     ``rounds`` defaults to as many of 3 to 9 as fit into ``SECONDS``, by an estimate from few elements.
     ``save`` is called after each group of cases with all rows so far.
     """
     elements = elements or DEFAULT_ELEMENTS[device.type]
     backends = list(backends or fast_backends(device))
-    plan = [(dtype, list(group)) for dtype in dtypes for _, group in itertools.groupby(cases.cases([dtype]), _group)]
+    picked = [case for case in cases.cases(dtypes) if case.op in ("copy", "normal_add") or only(case)]
+    groups = [list(group) for _, group in itertools.groupby(picked, _group)]
+    plan = [(group[0].dtype, group) for group in groups if any(map(only, group))]
     weights = _preview(plan, device, elements, backends)
     one_round = sum(map(sum, weights))
     if rounds is None:

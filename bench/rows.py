@@ -62,6 +62,8 @@ MEASURES: dict[str, dict[str, tuple[type, ...]]] = {
         "forwards_seconds": _NUMBER,  # the same forwards alone
         "overhead_percent": _NUMBER,  # of the forwards: what the step adds to them
         "times_faster": (*_NUMBER, type(None)),  # than the loop people use today
+        "forward_peak_bytes": (int, type(None)),  # of the GPU's memory in the forwards, before any optimizer was built
+        "peak_bytes": (int, type(None)),  # in the step
     },
     "memory": {
         "weight_bytes": (int,),

@@ -147,6 +147,8 @@ def _rows(
             "forwards_seconds": forwards.median,
             "overhead_percent": 100 * (taken.times(forwards) - 1),
             "times_faster": None if key in ("forwards", "today") else today.times(taken),
+            "forward_peak_bytes": None,
+            "peak_bytes": None,
         }
         name = f"step/{options['model']}/{options['dtype']}/{key}"
         found.append(

@@ -93,7 +93,8 @@ def kernel_label(row: Row) -> str:
 _CONTESTANTS = {"forwards": "the two forwards alone", "today": "loop of today, tensor by tensor"}
 
 
-def _method(row: Row) -> str:
+def step_label(row: Row) -> str:
+    """What took the step of a step or memory row, in words."""
     method = row["options"]["method"]
     return _CONTESTANTS.get(method, f"{method}, {row['options']['mode']}")
 
@@ -130,14 +131,14 @@ _PARTS: dict[str, Columns] = {
         "times faster than plain torch": _measure("times_faster", ".1f"),
     },
     "step": {
-        "step": _method,
+        "step": step_label,
         "dtype": _option("dtype"),
         "s": _measure("seconds", ".3g"),
         "on top of the forwards": _measure("overhead_percent", ".0f", " %"),
         "times faster than today": _measure("times_faster", ".2f"),
     },
     "memory": {
-        "step": _method,
+        "step": step_label,
         "dtype": _option("dtype"),
         "weights, MB": _megabytes("weight_bytes"),
         "states, MB": _megabytes("state_bytes"),
