@@ -266,6 +266,8 @@ def test_settings_that_the_papers_state():
     assert (lora.method["weight_decay"], lora.tuning.lora_target_modules) == (0.1, ["query", "value"])
     zoft = plan_of("zoft_t1", "zo-finetuner").points
     assert [p.config.method["lr"] for p in zoft] == [1e-6, 1e-7, 1e-8]
-    assert zoft[0].config.method["zoft_file"] == "runs/papers/zoft_t1/networks/Llama-3.2-1B/networks.safetensors"
+    learnt = meta.load(path_of(META)).run.output_dir
+    assert zoft[0].config.method["zoft_file"] == f"{learnt}/networks.safetensors"
+    assert learnt == "runs/papers/zoft_t1/networks/Llama-3.2-1B"
     rozo = plan_of("rozo_t1", "rozo-m").points
     assert {p.config.run.seed for p in rozo} == {13, 21, 42} and rozo[0].config.method["beta1"] == 0.9

@@ -105,6 +105,18 @@ def test_progress_estimates_the_whole_sweep(finished):
     assert lines[-1].startswith(f"4/4  {NAMES[3]}") and lines[-1].endswith("00:00 left")
 
 
+def test_the_estimate_goes_by_what_was_finished_since_the_start(finished, monkeypatch):
+    plan, done, clock = load(finished[0]), set(NAMES[:2]), [100.0]
+    monkeypatch.setattr(points, "done", lambda point: point.name in done)
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = run._Progress(plan, stream)
+    done.add(NAMES[2])  # by this process or another
+    clock[0] += 10
+    progress.begin(plan.points[3])
+    assert stream.getvalue() == f"point 4 of 4: {NAMES[3]}  00:10 left\n"
+
+
 def test_the_table_and_the_plot(finished):
     _, found, _ = finished
     text, result = found.table.read_text(), json.loads((found.folder / "sweep.json").read_text())
