@@ -237,7 +237,16 @@ def record(point, score, evaluation):
 def test_the_test_data_chooses_nothing(tiny_run, tmp_path):
     plan = load(written(tmp_path, tiny_run))
     better_in_test = [record(p, *((0.9, 0.6) if p.values["method.lr"] == 1e-3 else (0.7, 0.8))) for p in plan.points]
-    assert [row["best"] for row in table.rows(plan, better_in_test)] == [False, True]
+    rows = table.rows(plan, better_in_test)
+    assert [row["best"] for row in rows] == [False, True]
+    about = {"splits": {}, "trainable_parameters": 1, "dtype": "float32", "device": "cpu", "backend": "cpp"}
+    for one in better_in_test:
+        one["facts"] = about
+    assert "the test data chose nothing" in table.markdown(plan, rows, better_in_test)
+    for one in better_in_test:
+        one["split"] = "eval"
+    text = table.markdown(plan, table.rows(plan, better_in_test), better_in_test)
+    assert "optimistic" in text and "test data" not in text
 
 
 def test_each_method_has_its_own_best(tiny_run, tmp_path):

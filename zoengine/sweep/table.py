@@ -98,7 +98,9 @@ def _caption(plan: Plan, records: Sequence[Record], done: Sequence[Record]) -> l
     repeated = ", mean ± standard deviation over the seeds" if len(plan.keys.get(SEED, [])) > 1 else ""
     notes.append(f"Scores after the last step{repeated}. Passes and seconds are of one run's training.")
     if any(is_tuned(key) for key in plan.keys):
-        notes.append("Bold: the best by the evaluation data; the test data chose nothing.")
+        tested = any(record["split"] == "test" for record in done)
+        beside = "; the test data chose nothing" if tested else ", whose scores these are: read the best as optimistic"
+        notes.append(f"Bold: the best by the evaluation data{beside}.")
         notes.append("A value with † is the least or greatest of those tried: a better one may lie beyond.")
     for record in done[:1]:
         about = record["facts"]
