@@ -144,6 +144,12 @@ def cases(dtypes: Iterable[str]) -> list[Case]:
     return found
 
 
+def is_main(case: Case) -> bool:
+    """Whether a case is worth measuring at every size: one term in place, and the noise alone."""
+    plain = not (case.states or case.out or case.decay)
+    return case.op == "noise_fill" or (case.op == "add_noise" and case.terms == 1 and plain)
+
+
 def ours(case: Case, work: Workspace) -> Callable[[], object]:
     """The case as a call of ours, or torch's where the case is torch's (copy, normal_add)."""
     x, y = work.x, work.y

@@ -380,8 +380,8 @@ def test_models_have_the_sizes_of_their_names():
 @pytest.mark.skipif(not ops.backends()["cpp"].available, reason="the extension is not built")
 def test_the_main_kernels_alone():
     found = kernels.measure(
-        CPU, describe(CPU), dtypes=["bf16"], elements=4096, rounds=1, backends=["cpp"], only=parts.is_main
+        CPU, describe(CPU), dtypes=["bf16"], elements=4096, rounds=1, backends=["cpp"], only=cases.is_main
     )
     names = [row["case"] for row in found if row["options"]["op"] not in ("copy", "normal_add")]
-    assert names == [case.name for case in cases.cases(["bf16"]) if parts.is_main(case)]
+    assert names == [case.name for case in cases.cases(["bf16"]) if cases.is_main(case)]
     assert "add_noise/bf16/k1/gaussian/nearest" in names and len(names) == 6

@@ -81,16 +81,10 @@ def _other_sizes(part: Part) -> None:
             part.left_out.append(f"{words}: they do not fit into memory")
         else:
             found = kernels.measure(
-                part.device, part.environment, dtypes=["bf16"], elements=elements, rounds=ROUNDS, only=is_main
+                part.device, part.environment, dtypes=["bf16"], elements=elements, rounds=ROUNDS, only=cases.is_main
             )
             part.rows += [{**row, "case": f"{row['case']}@{elements}"} for row in found]
             part.write()
-
-
-def is_main(case: cases.Case) -> bool:
-    """Whether a case is worth measuring at every size: one term in place, and the noise alone."""
-    plain = not (case.states or case.out or case.decay)
-    return case.op == "noise_fill" or (case.op == "add_noise" and case.terms == 1 and plain)
 
 
 def update_rows(part: Part) -> None:
