@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 
 from zoengine import models, ops, report
 from zoengine.config import Config, dump, load
+from zoengine.config_files import flat
 from zoengine.scores import score
 from zoengine.tasks import Task
 from zoengine.trainer import checkpoint
@@ -260,7 +261,7 @@ def _folder(config: Config, resume: bool, overwrite: bool) -> tuple[Path, Path |
 
 
 def _same_run(config: Config, folder: Path) -> None:
-    earlier, now = _flat(load(folder / "config.yaml").model_dump()), _flat(config.model_dump())
+    earlier, now = flat(load(folder / "config.yaml").model_dump()), flat(config.model_dump())
     changed = [key for key in sorted({*earlier, *now} - _FREE_ON_RESUME) if earlier.get(key) != now.get(key)]
     if changed:
         raise RunError(
@@ -272,13 +273,6 @@ def _same_run(config: Config, folder: Path) -> None:
         raise RunError(
             f"run.steps was {steps[0]} and is now {steps[1]}, which gives another {now['run.lr_scheduler']} schedule"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result = {}
-    for key, value in values.items():
-        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
 
 
 def _step(folder: Path) -> int:
