@@ -15,7 +15,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is not installed
 
-from bench import cases, gpu_check, kernels, large, workload
+from bench import cases, gpu_check, kernels, large, predict, workload
 from bench.environment import describe
 from bench.gpu import calls, check, device, parts, predictions, report, safety, sync
 from zoengine import ops
@@ -385,3 +385,21 @@ def test_the_main_kernels_alone():
     names = [row["case"] for row in found if row["options"]["op"] not in ("copy", "normal_add")]
     assert names == [case.name for case in cases.cases(["bf16"]) if cases.is_main(case)]
     assert "add_noise/bf16/k1/gaussian/nearest" in names and len(names) == 6
+
+
+def test_a_prediction_is_the_longer_of_bytes_and_instructions():
+    light = predict.prediction("9.0", 34.0, 4)  # 4 bytes at 0.9 x 3.35 TB/s; 34 / (132 x 128 x 1.755 GHz) is 1.147 ps
+    assert light["bound"] == "bytes" and light["percent_of_copy"] == 100
+    assert light["floor_ps"] == pytest.approx(1.3267, rel=1e-4)
+    heavy = predict.prediction("9.0", 60.0, 4)
+    assert heavy["bound"] == "instructions" and heavy["floor_ps"] == pytest.approx(2.0234, rel=1e-4)
+    assert heavy["percent_of_copy"] == pytest.approx(65.57, rel=1e-3)
+
+
+def test_predictions_of_cuda_kernels_are_those_of_the_stored_budgets():
+    stored = json.loads((predict.BUDGETS / "cuda_sm90.json").read_text())
+    found = {case: (moved, count) for case, moved, count in predict.cuda_kernels("9.0")}
+    one = stored["BFloat16-gaussian-1"]["instructions_per_element"]
+    assert found["add_noise/bf16/k1/gaussian/nearest"] == found["add_noise/bf16/k1/gaussian/nearest/out"] == (4, one)
+    assert found["adam/bf16"][0] == 20 and found["noise_fill/bf16/gaussian"][0] == 2
+    assert "adam/bf16" not in {case for case, _, _ in predict.cuda_kernels("8.0")}
