@@ -1,4 +1,4 @@
-"""The command line: ``zoengine train``, ``eval``, ``compare``, ``meta-train``, ``methods``, ``doctor``."""
+"""The command line: ``zoengine train``, ``eval``, ``sweep``, ``compare``, ``meta-train``, ``tasks``, ``methods``, ``doctor``."""
 
 from __future__ import annotations
 

@@ -60,4 +60,4 @@ def _sizes(entry: Entry) -> str:
 def _place(entry: Entry) -> str:
     if entry.hub is None:
         return "embedded" if entry.name in data.EMBEDDED else "files"
-    return ":".join(filter(None, ("hub", entry.hub.path, entry.hub.config)))
+    return entry.hub.source

@@ -27,6 +27,11 @@ class Hub:
     train: str = "train"
     test: str = "validation"
 
+    @property
+    def source(self) -> str:
+        """As :func:`zoengine.data.read` takes it: ``hub:PATH`` or ``hub:PATH:CONFIG``."""
+        return ":".join(filter(None, ("hub", self.path, self.config)))
+
 
 @dataclass(frozen=True)
 class Masked:

@@ -116,7 +116,7 @@ def _place(entry: Entry, part: str, source: str | None) -> tuple[str, tuple[str,
     if entry.hub is not None and part != "eval":
         own = entry.hub.train if part == "train" else entry.hub.test
         if source is None:
-            return ":".join(filter(None, ("hub", entry.hub.path, entry.hub.config))), (own,)
+            return entry.hub.source, (own,)
         names = tuple(dict.fromkeys((own, *names)))
     if source is not None:
         return source, names
