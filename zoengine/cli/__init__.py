@@ -1,4 +1,4 @@
-"""The command line: ``zoengine train``, ``eval``, ``sweep``, ``compare``, ``meta-train``, ``tasks``, ``methods``, ``doctor``."""
+"""The command line: train, eval, sweep, compare, meta-train, tasks, methods and doctor of ``zoengine``."""
 
 from __future__ import annotations
 
