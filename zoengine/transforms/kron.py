@@ -12,7 +12,7 @@ from zoengine import ops
 from zoengine.arena import Arena
 from zoengine.directions import Fold, Term
 from zoengine.noise.table import STREAM_STATE
-from zoengine.transforms.dense import rounding, split
+from zoengine.transforms.dense import split
 from zoengine.transforms.states import States
 from zoengine.transforms.structured import Part, Structured, matrix_shape
 
@@ -76,10 +76,7 @@ class Kron(Structured):
         sr_seed: int | None,
     ) -> None:
         noises, states = split(terms)
-        where = slice(part.span.start, part.span.stop)
-        x = source[part.span.buffer][where]
-        out = None if target is None else target[part.span.buffer][where]
-        how = {"offset": part.span.index, "rounding": rounding(sr_seed), "sr_seed": sr_seed or 0}
+        x, out, how = self.operands(part, source, target, sr_seed)
         if noises or not states:
             vectors = self._vectors[part.span]
             ops.kron_rows_(

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoengine import ops
 from zoengine.arena import Arena, Segment, Span
 from zoengine.directions import Fold, Noise, Term
-from zoengine.transforms.dense import rounding, split
+from zoengine.transforms.dense import split
 from zoengine.transforms.kron import Vectors
 from zoengine.transforms.states import States
 from zoengine.transforms.structured import Part, Structured, matrix_shape
@@ -69,10 +69,7 @@ class KronTiled(Structured):
         sr_seed: int | None,
     ) -> None:
         noises, states = split(terms)
-        where = slice(part.span.start, part.span.stop)
-        x = source[part.span.buffer][where]
-        out = None if target is None else target[part.span.buffer][where]
-        how = {"offset": part.span.index, "rounding": rounding(sr_seed), "sr_seed": sr_seed or 0}
+        x, out, how = self.operands(part, source, target, sr_seed)
         ops.add_noise_(
             x, [t.seed for t in noises], [t.coeff for t in noises], stream=[t.stream for t in noises],
             noise=self.noise, states=[self.states.tensors[t.name][part.slot] for t in states],

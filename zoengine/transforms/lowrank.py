@@ -13,7 +13,7 @@ from zoengine import ops
 from zoengine.arena import Arena, ArenaError, Segment, Span
 from zoengine.directions import Fold, Noise, Term
 from zoengine.noise.table import STREAM_DIRECTION, STREAM_FACTOR_U, STREAM_FACTOR_V
-from zoengine.transforms.dense import rounding, split
+from zoengine.transforms.dense import split
 from zoengine.transforms.states import States
 from zoengine.transforms.structured import Part, Structured, matrix_shape
 
@@ -76,7 +76,7 @@ class LowRank(Structured):
         target: Sequence[Tensor] | None,
         sr_seed: int | None,
     ) -> None:
-        where, buffer, table = slice(part.span.start, part.span.stop), part.span.buffer, self._tables[part.span]
+        (x, out, how), table = self.operands(part, source, target, sr_seed), self._tables[part.span]
         if len(terms) == 1:
             left, coeff = self._factor(part, terms[0]), terms[0].coeff
         else:
@@ -84,9 +84,7 @@ class LowRank(Structured):
             for term in terms:
                 left.add_(self._factor(part, term), alpha=term.coeff)
         ops.lowrank_add_(
-            source[buffer][where], left, self.right[part.span], table, coeff, rank=self.rank, keep=keep,
-            offset=part.span.index, out=None if target is None else target[buffer][where],
-            rounding=rounding(sr_seed), sr_seed=sr_seed or 0,
+            x, left, self.right[part.span], table, coeff, rank=self.rank, keep=keep, out=out, **how
         )  # fmt: skip
 
     def fold_matrices(self, part: Part, fold: Fold) -> None:

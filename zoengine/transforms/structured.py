@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoengine.arena import Arena, Segment, Span
 from zoengine.directions import Fold, Term
-from zoengine.transforms.dense import Dense
+from zoengine.transforms.dense import Dense, rounding
 from zoengine.transforms.states import States
 
 
@@ -95,6 +96,15 @@ class Structured(Dense):
     ) -> None:
         """As :meth:`Dense.add`, over the matrices of ``part``."""
         raise NotImplementedError
+
+    @staticmethod
+    def operands(
+        part: Part, source: Sequence[Tensor], target: Sequence[Tensor] | None, sr_seed: int | None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """The matrices of ``part`` that an op reads, where it writes (None: there), and how it rounds and counts."""
+        where, buffer = slice(part.span.start, part.span.stop), part.span.buffer
+        how = {"offset": part.span.index, "rounding": rounding(sr_seed), "sr_seed": sr_seed or 0}
+        return source[buffer][where], None if target is None else target[buffer][where], how
 
     def fold_matrices(self, part: Part, fold: Fold) -> None:
         """As :meth:`Dense.fold`, over the matrices of ``part``."""
