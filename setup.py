@@ -7,8 +7,11 @@ working compiler the package is installed all the same and runs on Triton and pl
 
 from __future__ import annotations
 
+import os
+import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,7 +103,26 @@ def build_command(cuda: bool):
     return Build
 
 
+def name_toolkit() -> None:
+    """Set CUDA_HOME to the toolkit of the nvcc on the path, where nobody has set it.
+
+    torch takes the folder above the one nvcc is in, which holds no headers where that nvcc is a script that starts the
+    real one. The real one says where it is.
+    """
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    try:
+        said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    except OSError:
+        return
+    top = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    if top and Path(top[1], "include", "cuda_runtime_api.h").exists():
+        os.environ["CUDA_HOME"] = str(Path(top[1]).resolve())
+
+
 def build_options() -> dict:
+    name_toolkit()  # before torch.utils.cpp_extension looks for it
     try:
         import torch
         from torch.utils import cpp_extension

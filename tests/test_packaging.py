@@ -1,6 +1,7 @@
 """The installed package: source archive to wheel to a fresh environment, away from the repository."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 pytestmark = pytest.mark.slow
 
@@ -118,3 +120,38 @@ def test_without_a_working_compiler_there_is_a_warning_and_a_package(archive, tm
     assert not any(name.startswith("zoengine/_C.") for name in zipfile.ZipFile(wheel).namelist())
     python, site = install(wheel, tmp_path / "environment")
     assert "checked" in run(python, "-c", CHECK, site, "missing", "none", cwd=tmp_path)
+
+
+@pytest.fixture
+def named(monkeypatch, tmp_path):
+    """CUDA_HOME after setup.py's name_toolkit, where a script called nvcc, which says ``top``, is first on the path."""
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    monkeypatch.chdir(ROOT)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(name, "")
+    name_toolkit = runpy.run_path(str(ROOT / "setup.py"))["name_toolkit"]
+
+    def call(top, **environment):
+        script = tmp_path / "scripts" / "nvcc"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\necho '#$ TOP={top}' >&2\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+        for name in ("CUDA_HOME", "CUDA_PATH"):
+            monkeypatch.setenv(name, environment.get(name, ""))
+        name_toolkit()
+        return os.environ["CUDA_HOME"]
+
+    return call
+
+
+def test_the_toolkit_is_where_the_compiler_says(named, tmp_path):
+    headers = tmp_path / "toolkit" / "include" / "cuda_runtime_api.h"
+    top = f"{tmp_path}/toolkit/bin/.."
+    headers.parent.mkdir(parents=True)
+    (tmp_path / "toolkit" / "bin").mkdir()
+    assert named(top) == "", "a folder without headers"
+    headers.touch()
+    assert named(top) == str(tmp_path / "toolkit")
+    assert named(top, CUDA_HOME="/elsewhere") == "/elsewhere"
+    assert named(top, CUDA_PATH="/elsewhere") == ""
