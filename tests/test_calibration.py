@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-from zoengine.tasks import Instance, TaskError  # noqa: E402
-from zoengine.tasks.calibration import Calibrated  # noqa: E402
+import transformers
+
+from zoengine.tasks import Instance, TaskError
+from zoengine.tasks.calibration import Calibrated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-from zoengine.tasks import TaskError, chat  # noqa: E402
-from zoengine.tasks.chat import Exchange  # noqa: E402
+import transformers
+
+from zoengine.tasks import TaskError, chat
+from zoengine.tasks.chat import Exchange
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"

@@ -7,17 +7,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
 
-from zoengine import config, data, models  # noqa: E402
-from zoengine.config import ConfigError  # noqa: E402
-from zoengine.methods import create  # noqa: E402
-from zoengine.models import ModelError  # noqa: E402
-from zoengine.tasks import Classification, Instance, LabelSimilarity, TaskError, catalog  # noqa: E402
-from zoengine.tasks.rows import instances  # noqa: E402
-from zoengine.trainer import run as runs  # noqa: E402
-from zoengine.trainer.evaluate import evaluate  # noqa: E402
+import peft
+import transformers
+
+from zoengine import config, data, models
+from zoengine.config import ConfigError
+from zoengine.methods import create
+from zoengine.models import ModelError
+from zoengine.tasks import Classification, Instance, LabelSimilarity, TaskError, catalog
+from zoengine.tasks.rows import instances
+from zoengine.trainer import run as runs
+from zoengine.trainer.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

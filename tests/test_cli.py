@@ -11,17 +11,18 @@ import torch
 import yaml
 
 pytest.importorskip("typer")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from safetensors import SafetensorError  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+import transformers
+from safetensors import SafetensorError
+from typer.testing import CliRunner
 
-import zoengine  # noqa: E402
-from zoengine import ops  # noqa: E402
-from zoengine.cli import doctor, errors  # noqa: E402
-from zoengine.cli.app import app  # noqa: E402
-from zoengine.tasks import catalog  # noqa: E402
+import zoengine
+from zoengine import ops
+from zoengine.cli import doctor, errors
+from zoengine.cli.app import app
+from zoengine.tasks import catalog
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

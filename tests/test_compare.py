@@ -9,22 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from typer.testing import CliRunner  # noqa: E402
+import transformers
+from typer.testing import CliRunner
 
-import zoengine  # noqa: E402
-from zoengine import config, methods  # noqa: E402
-from zoengine.cli.app import app  # noqa: E402
-from zoengine.compare import table  # noqa: E402
-from zoengine.compare.cells import Cell, Job  # noqa: E402
-from zoengine.compare.config import check, load  # noqa: E402
-from zoengine.compare.memory import extra_bytes  # noqa: E402
-from zoengine.compare.run import compare  # noqa: E402
-from zoengine.config import ConfigError  # noqa: E402
-from zoengine.trainer import run as runs  # noqa: E402
-from zoengine.trainer.run import RunError  # noqa: E402
+import zoengine
+from zoengine import config, methods
+from zoengine.cli.app import app
+from zoengine.compare import table
+from zoengine.compare.cells import Cell, Job
+from zoengine.compare.config import check, load
+from zoengine.compare.memory import extra_bytes
+from zoengine.compare.run import compare
+from zoengine.config import ConfigError
+from zoengine.trainer import run as runs
+from zoengine.trainer.run import RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

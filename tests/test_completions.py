@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-from zoengine.tasks import RewardObjective, TaskError, chat  # noqa: E402
-from zoengine.tasks.chat import Exchange  # noqa: E402
-from zoengine.tasks.completions import Completions  # noqa: E402
-from zoengine.trainer.task_loss import TaskLoss  # noqa: E402
+import transformers
+
+from zoengine.tasks import RewardObjective, TaskError, chat
+from zoengine.tasks.chat import Exchange
+from zoengine.tasks.completions import Completions
+from zoengine.trainer.task_loss import TaskLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

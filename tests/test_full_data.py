@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from zoengine import methods  # noqa: E402
-from zoengine.trainer import TrainerError, ZOTrainer  # noqa: E402
+import transformers
+
+from zoengine import methods
+from zoengine.trainer import TrainerError, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,18 +10,19 @@ import torch
 import yaml
 
 pytest.importorskip("typer")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from zoengine import pertnn  # noqa: E402
-from zoengine.cli.app import app  # noqa: E402
-from zoengine.config import ConfigError  # noqa: E402
-from zoengine.meta import config, plot, run  # noqa: E402
-from zoengine.meta.training import MetaTrainer  # noqa: E402
+from zoengine import pertnn
+from zoengine.cli.app import app
+from zoengine.config import ConfigError
+from zoengine.meta import config, plot, run
+from zoengine.meta.training import MetaTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

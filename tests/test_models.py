@@ -5,11 +5,13 @@ import importlib.util
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from zoengine import models  # noqa: E402
-from zoengine.models import ModelError, load, pick_dtype, save, smollm2  # noqa: E402
+import transformers
+
+from zoengine import models
+from zoengine.models import ModelError, load, pick_dtype, save, smollm2
 
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from zoengine import config, methods  # noqa: E402
-from zoengine.config import ConfigError  # noqa: E402
-from zoengine.meta import config as meta  # noqa: E402
-from zoengine.sweep import grid  # noqa: E402
-from zoengine.tasks import catalog  # noqa: E402
-from zoengine.trainer.build import build_task, load_model, read_splits  # noqa: E402
-from zoengine.trainer.run import build_trainer  # noqa: E402
+import transformers
+
+from zoengine import config, methods
+from zoengine.config import ConfigError
+from zoengine.meta import config as meta
+from zoengine.sweep import grid
+from zoengine.tasks import catalog
+from zoengine.trainer.build import build_task, load_model, read_splits
+from zoengine.trainer.run import build_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

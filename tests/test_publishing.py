@@ -9,13 +9,15 @@ import pytest
 import torch
 import yaml
 
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
 
-import huggingface_hub  # noqa: E402
+import huggingface_hub
+import peft
+import transformers
 
-from zoengine.methods import create  # noqa: E402
-from zoengine.models import ModelError, create_repo, hub_id, load, model_card, save, upload, write_card  # noqa: E402
+from zoengine.methods import create
+from zoengine.models import ModelError, create_repo, hub_id, load, model_card, save, upload, write_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner
 
-from zoengine import config  # noqa: E402
-from zoengine.cli.app import app  # noqa: E402
-from zoengine.config import ConfigError  # noqa: E402
-from zoengine.evaluation import NonFiniteLossError  # noqa: E402
-from zoengine.sweep import points, run, table  # noqa: E402
-from zoengine.sweep.grid import load  # noqa: E402
-from zoengine.sweep.run import sweep  # noqa: E402
-from zoengine.trainer import run as runs  # noqa: E402
-from zoengine.trainer.run import RunError  # noqa: E402
+from zoengine import config
+from zoengine.cli.app import app
+from zoengine.config import ConfigError
+from zoengine.evaluation import NonFiniteLossError
+from zoengine.sweep import points, run, table
+from zoengine.sweep.grid import load
+from zoengine.sweep.run import sweep
+from zoengine.trainer import run as runs
+from zoengine.trainer.run import RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-import yaml  # noqa: E402
-from tiny_models import byte_tokenizer, make_model  # noqa: E402
+import yaml
+from tiny_models import byte_tokenizer, make_model
 
-from zoengine import config  # noqa: E402
-from zoengine.tasks import catalog  # noqa: E402
-from zoengine.trainer.evaluate import evaluate  # noqa: E402
-from zoengine.trainer.run import train  # noqa: E402
+from zoengine import config
+from zoengine.tasks import catalog
+from zoengine.trainer.evaluate import evaluate
+from zoengine.trainer.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-from zoengine.tasks import Classification, Instance, LabelSimilarity, MaskedPrompt, TaskError  # noqa: E402
-from zoengine.tasks.entry import Masked  # noqa: E402
+import transformers
+
+from zoengine.tasks import Classification, Instance, LabelSimilarity, MaskedPrompt, TaskError
+from zoengine.tasks.entry import Masked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-import zoengine  # noqa: E402
-from zoengine import config  # noqa: E402
-from zoengine.evaluation import NonFiniteLossError  # noqa: E402
-from zoengine.trainer import CheckpointError, TrainerError, ZOTrainer, is_complete, last_complete  # noqa: E402
-from zoengine.trainer import run as runs  # noqa: E402
-from zoengine.trainer.metrics import read_rows  # noqa: E402
-from zoengine.trainer.sampler import LengthGroupedSampler  # noqa: E402
+import transformers
+
+import zoengine
+from zoengine import config
+from zoengine.evaluation import NonFiniteLossError
+from zoengine.trainer import CheckpointError, TrainerError, ZOTrainer, is_complete, last_complete
+from zoengine.trainer import run as runs
+from zoengine.trainer.metrics import read_rows
+from zoengine.trainer.sampler import LengthGroupedSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

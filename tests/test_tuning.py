@@ -6,18 +6,21 @@ import importlib.util
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
 
-from zoengine import config  # noqa: E402
-from zoengine.arena import Arena  # noqa: E402
-from zoengine.methods import create  # noqa: E402
-from zoengine.models import ModelError, load, save  # noqa: E402
-from zoengine.models.prefix import draw_tokens  # noqa: E402
-from zoengine.models.tuning import pick_layers  # noqa: E402
-from zoengine.trainer import ZOTrainer  # noqa: E402
-from zoengine.trainer import run as runs  # noqa: E402
-from zoengine.trainer.evaluate import evaluate  # noqa: E402
+import peft
+import transformers
+
+from zoengine import config
+from zoengine.arena import Arena
+from zoengine.methods import create
+from zoengine.models import ModelError, load, save
+from zoengine.models.prefix import draw_tokens
+from zoengine.models.tuning import pick_layers
+from zoengine.trainer import ZOTrainer
+from zoengine.trainer import run as runs
+from zoengine.trainer.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
