@@ -102,7 +102,7 @@ def test_long_texts_are_cut_and_keep_their_ends(encoder, caplog):
     assert task.encode(EXAMPLES[1])["input_ids"] == [2, 4, 8, 8, 3]
     assert task.truncated == 1 and "max_length=5" in caplog.text
     assert task.encode(EXAMPLES[2])["input_ids"] == [2, 5, 3] and task.truncated == 1
-    assert Classification(tokenizer, max_length=500).max_length == 12, "what the model has positions for"
+    assert Classification(tokenizer, max_length=500).reader.max_length == 12, "what the model has positions for"
 
 
 def test_what_the_task_refuses(encoder, tiny_run):

@@ -86,7 +86,7 @@ def test_the_tokenizers_differ_as_the_tests_need_it(plain):
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])
 def test_left_padding_gives_the_same(plain, name):
     model, task = make_model(name), MultipleChoice(plain)
-    rows = [task.sequences.encode(e.prompt, e.options)[e.gold[0]] for e in EXAMPLES]
+    rows = [task.reader.encode(e.prompt, e.options)[e.gold[0]] for e in EXAMPLES]
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[5] * (width - len(row)) + row for row, _ in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row, _ in rows])

@@ -25,7 +25,7 @@ MODELS = ["llama", "opt", "gpt2", "gemma2", "phi"]
 
 def slow_scores(task, model, example):
     """The mean log-probability of each option, one unpadded sequence at a time."""
-    tokenizer = task.sequences.tokenizer
+    tokenizer = task.reader.tokenizer
     return torch.stack([slow_log_probs(model, tokenizer, example.prompt, option).mean() for option in example.options])
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from zoengine.tasks.instance import Instance, TaskError
-from zoengine.tasks.sequences import check_length
 
 Batch = dict[str, Tensor]
 Encoded = dict[str, Any]
@@ -21,18 +20,29 @@ Progress = Callable[[int, int], None]
 BATCH_TOKENS = 16384
 
 
+class Reader(Protocol):
+    """Turns text into tokens, and counts the examples that were longer than allowed and have been cut."""
+
+    truncated: int
+
+
 class Task(ABC):
     """Turns instances into batches of tokens, and those into a loss, scores and answers.
 
     Attributes:
         metric: the name of the score that counts, a key of what ``evaluate`` returns.
-        truncated: how many examples were longer than allowed and have been cut.
-        skipped: how many were left out, because a cut would have left nothing to learn.
+        reader: what its examples' texts go through.
+        skipped: how many examples were left out, because a cut would have left nothing to learn.
     """
 
     metric: str = "accuracy"
-    truncated: int
+    reader: Reader
     skipped: int = 0
+
+    @property
+    def truncated(self) -> int:
+        """How many examples were longer than allowed and have been cut."""
+        return self.reader.truncated
 
     @abstractmethod
     def encode(self, instance: Instance) -> Encoded:
@@ -138,8 +148,7 @@ class Task(ABC):
 
     def on_device(self, model: nn.Module, examples: Sequence[Encoded]) -> Batch:
         """The collated examples, on the model's device."""
-        device = next(model.parameters()).device
-        return {name: tensor.to(device) for name, tensor in self.collate(examples).items()}
+        return moved(model, self.collate(examples))
 
 
 @contextmanager
@@ -154,10 +163,13 @@ def measuring(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def moved(model: nn.Module, batch: Batch) -> Batch:
+    """The batch, on the model's device."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     """int64 (len(rows), longest), padded on the right."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.int64).view(-1, width)
-
-
-__all__ = ["BATCH_TOKENS", "Batch", "Encoded", "Progress", "Task", "check_length", "measuring", "pad"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoengine.tasks.base import BATCH_TOKENS, Batch
 from zoengine.tasks.decoder import Decoder, Targets, prefix, unwrapped
+from zoengine.tasks.sequences import check_length
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class SharedPrompts:
         whole = (batch["input_ids"], batch["start"], batch["targets"])
         if "shared" not in batch:
             return self._decoder.log_probs(model, *whole)
+        check_length(model, batch["input_ids"].shape[1])
         causal_lm = unwrapped(model)
         if causal_lm not in self._works:
             with torch.no_grad():

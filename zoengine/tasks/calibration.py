@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Progress, check_length, measuring
+from zoengine.tasks.base import Progress, measuring, moved
 from zoengine.tasks.cached import SharedPrompts
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance, TaskError
@@ -73,7 +73,7 @@ class Calibrated:
         # Examples often share a null prompt and options: each pair is run once.
         pairs = {(prompt, i.options): 0 for prompt, i in zip(nulls, instances, strict=True)}
         both = [*instances, *(Instance(prompt=prompt, options=options) for prompt, options in pairs)]
-        encoded = [encoded_options(self._task.sequences, instance) for instance in both]
+        encoded = [encoded_options(self._task.reader, instance) for instance in both]
         found: dict[int, list[float]] = {}
         with measuring(model):
             for chosen in self._task.batches(encoded, batch_size):
@@ -90,7 +90,4 @@ class Calibrated:
 
     def _sums(self, model: nn.Module, encoded: Sequence[dict[str, Any]]) -> Tensor:
         """fp32 (R,): the log-probability of every option of every example, one after the other."""
-        device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in every_option(encoded).items()}
-        check_length(model, batch["input_ids"].shape[1])
-        return self._options.log_probs(model, batch).sum(1)
+        return self._options.log_probs(model, moved(model, every_option(encoded))).sum(1)

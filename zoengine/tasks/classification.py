@@ -23,20 +23,12 @@ class Classification(LabelledTexts):
     def __init__(self, tokenizer: Any, *, options: Sequence[str] = ("0", "1"), max_length: int = 128) -> None:
         if len(set(options)) != len(options) or len(options) < 2:
             raise TaskError(f"options must be at least two different names, not {tuple(options)}")
-        self.texts = Texts(tokenizer, max_length)
+        self.reader = Texts(tokenizer, max_length)
         self.label_names = tuple(options)
-
-    @property
-    def max_length(self) -> int:
-        return self.texts.max_length
-
-    @property
-    def truncated(self) -> int:
-        return self.texts.truncated
 
     def encode(self, instance: Instance) -> Encoded:
         """Token ids of the example's texts, special tokens as the tokenizer adds them, and its label."""
-        return {**self.texts.encode(instance), "labels": label(instance, self.label_names, "class")}
+        return {**self.reader.encode(instance), "labels": label(instance, self.label_names, "class")}
 
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
         """A batch of B examples, encoded or not, padded on the right to the longest, L tokens.
@@ -44,7 +36,7 @@ class Classification(LabelledTexts):
         Returns int64 tensors: input_ids, attention_mask and for pairs token_type_ids (B, L), labels (B,).
         """
         encoded = self.encoded(examples)
-        return {**self.texts.collate(encoded), "labels": labels(encoded)}
+        return {**self.reader.collate(encoded), "labels": labels(encoded)}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """fp32 (B, number of classes), in the model's present weights."""
@@ -55,6 +47,3 @@ class Classification(LabelledTexts):
                 f"{len(self.label_names)} classes of every text; load it with head={len(self.label_names)}"
             )
         return logits.float()
-
-    def names(self, item: Encoded) -> Sequence[str]:
-        return self.label_names

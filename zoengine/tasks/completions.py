@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoengine.tasks import chat
-from zoengine.tasks.base import Batch, Encoded, Task, check_length, measuring, pad
+from zoengine.tasks.base import Batch, Encoded, Task, measuring, pad
 from zoengine.tasks.cached import greedy
 from zoengine.tasks.chat import IGNORED, Exchange, Message
 from zoengine.tasks.decoder import Decoder
@@ -37,6 +37,7 @@ class Completions(Task):
     """
 
     metric = "token_accuracy"
+    truncated = 0
 
     def __init__(self, tokenizer: Any, *, max_length: int = 2048, max_new_tokens: int = 128) -> None:
         if max_length < 2:
@@ -44,8 +45,6 @@ class Completions(Task):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
-        self.truncated = 0
-        self.skipped = 0
         self._decoder = Decoder()
 
     def encode(self, exchange: Exchange) -> Encoded:
@@ -88,12 +87,12 @@ class Completions(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """(sum of the trained tokens' cross-entropy, an fp32 scalar; their number)."""
-        found = self._decoder.log_probs(model, *_read(model, batch))
+        found = self._decoder.log_probs(model, *_read(batch))
         return -found.sum(), int((batch["targets"] != IGNORED).sum())
 
     def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
         batch = self.on_device(model, items)
-        found, best = self._decoder.log_probs_and_best(model, *_read(model, batch))
+        found, best = self._decoder.log_probs_and_best(model, *_read(batch))
         tokens = int((batch["targets"] != IGNORED).sum())
         return {"token_accuracy": int(best.sum()), "loss": -float(found.double().sum()), "tokens": tokens}
 
@@ -148,9 +147,8 @@ def _begin(item: Encoded) -> int:
     return next((k for k, label in enumerate(item["labels"]) if label != IGNORED), len(item["labels"]))
 
 
-def _read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _read(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """What the decoder takes for a batch whose targets begin with the second token of every row."""
-    check_length(model, batch["input_ids"].shape[1])
     return batch["input_ids"], torch.ones_like(batch["targets"][:, 0]), batch["targets"]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoengine.tasks.instance import TaskError
+from zoengine.tasks.sequences import check_length
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ class Decoder:
     No weight is kept between calls: each call reads the model's parameters as they are then. On a model's first call
     the short way is compared with the model's own logits; where they differ, the model's own are used from then on.
     A PEFT model with prefix tuning runs with the keys and values of its prefix in front of every sequence.
+
+    Raises:
+        TaskError: the sequences of a call are longer than the model reads.
     """
 
     def __init__(self) -> None:
@@ -69,6 +73,7 @@ class Decoder:
         return self._short_way.get(unwrapped(model), False)
 
     def _read(self, model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
+        check_length(model, input_ids.shape[1])
         key = unwrapped(model)
         if key not in self._short_way:
             first = rows == 0

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoengine.tasks.base import Batch, Encoded, check_length, pad
+from zoengine.tasks.base import Batch, Encoded, pad
 from zoengine.tasks.instance import Instance, TaskError
+from zoengine.tasks.sequences import check_length
 
 _log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, Task, check_length, measuring
+from zoengine.tasks.base import Batch, Encoded, Task, measuring
 from zoengine.tasks.cached import greedy
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance, TaskError
 from zoengine.tasks.metrics import exact_match, f1
 from zoengine.tasks.options import scored
-from zoengine.tasks.sequences import Scored, Sequences
+from zoengine.tasks.sequences import Scored, Sequences, check_length
 
 _METRICS = {"f1": f1, "exact_match": exact_match}
 
@@ -36,20 +36,16 @@ class Generation(Task):
             raise TaskError(f"max_new_tokens is {max_new_tokens}; expected 1 to max_length - 2 = {max_length - 2}")
         self.metric = metric
         self.max_new_tokens = max_new_tokens
-        self.sequences = Sequences(tokenizer, max_length - max_new_tokens)
+        self.reader = Sequences(tokenizer, max_length - max_new_tokens)
         self._decoder = Decoder()
         self._newlines: dict[int, bool] = {}
-
-    @property
-    def truncated(self) -> int:
-        return self.sequences.truncated
 
     def encode(self, instance: Instance) -> Encoded:
         """{"input_ids": the prompt's tokens, "ids" and "start": those with the completion, "answers"}."""
         if not instance.answers:
             raise TaskError(f"an example to generate for has no accepted answer: {instance.prompt[-60:]!r}")
-        whole = self.sequences.encode(instance.prompt, instance.options[:1])[0]
-        prompt = self.sequences.prompt(instance.prompt)
+        whole = self.reader.encode(instance.prompt, instance.options[:1])[0]
+        prompt = self.reader.prompt(instance.prompt)
         return {"input_ids": prompt, "ids": whole.ids, "start": whole.start, "answers": instance.answers}
 
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
@@ -58,7 +54,6 @@ class Generation(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """(sum of the tokens' cross-entropy, an fp32 scalar; their number)."""
-        check_length(model, batch["input_ids"].shape[1])
         found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"])
         return -found.sum(), int((batch["targets"] != -100).sum())
 
@@ -90,13 +85,13 @@ class Generation(Task):
         """The model's answers, each a line without outer white space."""
         prompts = [item["input_ids"] for item in items]
         check_length(model, max(map(len, prompts)) + self.max_new_tokens)
-        tokenizer = self.sequences.tokenizer
+        tokenizer = self.reader.tokenizer
         written = greedy(model, prompts, self.max_new_tokens, self._ends)
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
         return [text.partition("\n")[0].strip() for text in texts]
 
     def _ends(self, token: int) -> bool:
-        tokenizer = self.sequences.tokenizer
+        tokenizer = self.reader.tokenizer
         if token not in self._newlines:
             self._newlines[token] = token == tokenizer.eos_token_id or "\n" in tokenizer.decode([token])
         return self._newlines[token]

@@ -10,19 +10,22 @@ from torch.nn import functional as F
 from zoengine.tasks.base import Batch, Encoded, Task, measuring
 from zoengine.tasks.instance import Instance, TaskError
 
-__all__ = ["Encoded", "LabelledTexts", "TaskError"]
-
 
 class LabelledTexts(Task):
-    """A task that gives each example one of a few labels, by the largest of their logits."""
+    """A task that gives each example one of a few labels, by the largest of their logits.
+
+    label_names: what to call the labels, where all examples have the same.
+    """
+
+    label_names: Sequence[str]
 
     @abstractmethod
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """fp32 (B, labels) in the model's present weights; -inf where an example has fewer labels."""
 
-    @abstractmethod
     def names(self, item: Encoded) -> Sequence[str]:
         """What to call the labels of an encoded example."""
+        return self.label_names
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         return F.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])

@@ -39,20 +39,20 @@ class MaskedPrompt(LabelledTexts):
             raise TaskError(f"template {masked.template!r} must contain {{mask}} exactly once")
         self.tokenizer = tokenizer
         self.masked = masked
-        self._texts = Texts(tokenizer, min(masked.max_length, max_length or masked.max_length))
-        self.truncated = 0
+        self.reader = Texts(tokenizer, min(masked.max_length, max_length or masked.max_length))
         self.word_ids = [self._word_id(word) for word in masked.words]
         if len(set(self.word_ids)) != len(self.word_ids) or len(self.word_ids) < 2:
             raise TaskError(f"words {masked.words} must be at least two different tokens")
+        self.label_names = [word.strip() for word in masked.words]
         self._sparse: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
     def encode(self, instance: Instance) -> Encoded:
         """Token ids of the filled template, special tokens as the tokenizer adds them, and the label."""
         right = label(instance, self.masked.words, "word")
         ids, cut = self._fitted(self._pieces(instance))
-        if cut and not self.truncated:
+        if cut and not self.reader.truncated:
             _log.warning("a text is longer than its masked prompt has room for; it and all others like it are cut")
-        self.truncated += cut
+        self.reader.truncated += cut
         return {"input_ids": ids, "labels": right}
 
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
@@ -62,7 +62,7 @@ class MaskedPrompt(LabelledTexts):
         """
         encoded = self.encoded(examples)
         where = [item["input_ids"].index(self.tokenizer.mask_token_id) for item in encoded]
-        return {**self._texts.collate(encoded), "mask": torch.tensor(where), "labels": labels(encoded)}
+        return {**self.reader.collate(encoded), "mask": torch.tensor(where), "labels": labels(encoded)}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """fp32 (B, number of words): the words' logits in place of the mask, in the model's present weights.
@@ -73,9 +73,6 @@ class MaskedPrompt(LabelledTexts):
         if base not in self._sparse:
             self._sparse[base] = self._agrees(model, base, {name: x[:2] for name, x in batch.items()})
         return self._at_masks(model, base, batch) if self._sparse[base] else self._everywhere(model, batch)
-
-    def names(self, item: Encoded) -> Sequence[str]:
-        return [word.strip() for word in self.masked.words]
 
     def _at_masks(self, model: nn.Module, base: nn.Module, batch: Batch) -> Tensor:
         """The head sees the hidden states of the masks alone: (B, 1, width) in place of (B, L, width)."""
@@ -125,13 +122,13 @@ class MaskedPrompt(LabelledTexts):
             texts[0] = self._shortened(texts[0], self.masked.first_limit)
         for round_ in itertools.count():  # what is left of a text may need a token more than was counted
             ids = self._ids(self.masked.template.format(*texts, mask=self.tokenizer.mask_token))
-            excess = len(ids) - self._texts.max_length
+            excess = len(ids) - self.reader.max_length
             if excess <= 0:
                 return ids, texts != given
             lengths = [len(self._ids(text, special=False)) for text in texts]
             longest = lengths.index(max(lengths))
             if lengths[longest] == 0:
-                raise TaskError(f"max_length={self._texts.max_length} has no room for {self.masked.template!r}")
+                raise TaskError(f"max_length={self.reader.max_length} has no room for {self.masked.template!r}")
             texts[longest] = self._shortened(texts[longest], max(0, lengths[longest] - excess - round_))
         raise AssertionError("unreachable")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, Task, check_length, measuring
+from zoengine.tasks.base import Batch, Encoded, Task, measuring, moved
 from zoengine.tasks.cached import SharedPrompts
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance, TaskError
@@ -26,19 +26,15 @@ class MultipleChoice(Task):
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int = 2048) -> None:
-        self.sequences = Sequences(tokenizer, max_length)
+        self.reader = Sequences(tokenizer, max_length)
         self._decoder = Decoder()
         self._options = SharedPrompts(self._decoder)
-
-    @property
-    def truncated(self) -> int:
-        return self.sequences.truncated
 
     def encode(self, instance: Instance) -> Encoded:
         """{"input_ids": the tokens all options have before them, "endings": what follows, "gold", ...}."""
         if not instance.gold or not all(0 <= k < len(instance.options) for k in instance.gold):
             raise TaskError(f"gold {instance.gold} of {instance.prompt[-60:]!r} is not among {instance.options}")
-        return {**encoded_options(self.sequences, instance), "gold": instance.gold}
+        return {**encoded_options(self.reader, instance), "gold": instance.gold}
 
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
         """A batch of B examples, encoded or not, each with its first right option: see :func:`options.scored`."""
@@ -46,7 +42,6 @@ class MultipleChoice(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """(sum of the tokens' cross-entropy, an fp32 scalar; their number)."""
-        check_length(model, batch["input_ids"].shape[1])
         found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"])
         return -found.sum(), int((batch["targets"] != -100).sum())
 
@@ -85,10 +80,7 @@ class MultipleChoice(Task):
         return size(item)
 
     def _means(self, model: nn.Module, encoded: Sequence[Encoded]) -> Tensor:
-        device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in every_option(encoded).items()}
-        check_length(model, batch["input_ids"].shape[1])
-        return table(model, self._options, batch)
+        return table(model, self._options, moved(model, every_option(encoded)))
 
 
 def _best(means: list[float]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, check_length, pad
+from zoengine.tasks.base import Batch, Encoded, pad
 from zoengine.tasks.cached import SharedPrompts
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance
@@ -29,18 +29,14 @@ class OptionLikelihood(LabelledTexts):
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int = 2048) -> None:
-        self.sequences = Sequences(tokenizer, max_length)
+        self.reader = Sequences(tokenizer, max_length)
         self._decoder = Decoder()
         self._options = SharedPrompts(self._decoder)
-
-    @property
-    def truncated(self) -> int:
-        return self.sequences.truncated
 
     def encode(self, instance: Instance) -> Encoded:
         """{"input_ids": the tokens all options have before them, "endings": what follows, an option each, ...}."""
         right = label(instance, instance.options, "option")
-        return {**encoded_options(self.sequences, instance), "labels": right}
+        return {**encoded_options(self.reader, instance), "labels": right}
 
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
         """A batch of B examples, encoded or not, padded on the right.
@@ -63,7 +59,6 @@ class OptionLikelihood(LabelledTexts):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """fp32 (B, O): the options' logits or, where they have several tokens, mean log-probabilities."""
-        check_length(model, batch["input_ids"].shape[1])
         if "last" in batch:
             return self._decoder.label_logits(model, batch["input_ids"], batch["last"], batch["options"][0])
         return table(model, self._options, batch)

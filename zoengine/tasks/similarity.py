@@ -37,22 +37,14 @@ class LabelSimilarity(LabelledTexts):
     ) -> None:
         if len(set(descriptions)) != len(descriptions) or len(descriptions) < 2:
             raise TaskError(f"descriptions must be at least two different texts, not {tuple(descriptions)}")
-        self.texts = Texts(tokenizer, max_length)
+        self.reader = Texts(tokenizer, max_length)
         self.label_names = tuple(descriptions)
         self.scale = scale
-        self._described = [self.texts.encode(Instance(texts=(text,))) for text in descriptions]
-
-    @property
-    def max_length(self) -> int:
-        return self.texts.max_length
-
-    @property
-    def truncated(self) -> int:
-        return self.texts.truncated
+        self._described = [self.reader.encode(Instance(texts=(text,))) for text in descriptions]
 
     def encode(self, instance: Instance) -> Encoded:
         """Token ids of the example's texts, special tokens as the tokenizer adds them, and its label."""
-        return {**self.texts.encode(instance), "labels": label(instance, self.label_names, "description")}
+        return {**self.reader.encode(instance), "labels": label(instance, self.label_names, "description")}
 
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
         """A batch of B examples, encoded or not, with the C descriptions below them, padded to the longest, L tokens.
@@ -60,7 +52,7 @@ class LabelSimilarity(LabelledTexts):
         Returns int64 tensors: input_ids and attention_mask (B + C, L), labels (B,).
         """
         encoded = self.encoded(examples)
-        return {**self.texts.collate([*encoded, *self._described]), "labels": labels(encoded)}
+        return {**self.reader.collate([*encoded, *self._described]), "labels": labels(encoded)}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """fp32 (B, C): scale times the cosines, in the model's present weights."""
@@ -69,9 +61,6 @@ class LabelSimilarity(LabelledTexts):
         embedded = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
         texts = len(batch["labels"])
         return self.scale * embedded[:texts] @ embedded[texts:].T
-
-    def names(self, item: Encoded) -> Sequence[str]:
-        return self.label_names
 
     def split(self, batch: Batch) -> tuple[Batch, Batch] | None:
         """Two halves of the texts, each with all descriptions."""
