@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from zoengine.tasks.instance import Instance, TaskError
 Batch = dict[str, Tensor]
 Encoded = dict[str, Any]
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 # Tokens of a batch in an evaluation, padding included: its logits and activations stay small beside the weights.
 BATCH_TOKENS = 16384
@@ -145,6 +146,20 @@ class Task(ABC):
             chosen.append(k)
             sequences = together
         yield chosen
+
+    def for_each(
+        self,
+        model: nn.Module,
+        encoded: Sequence[Encoded],
+        batch_size: int,
+        found: Callable[[list[Encoded]], Sequence[T]],
+    ) -> list[T]:
+        """What ``found`` gives for each example; it is called with one batch after the other, with dropout off."""
+        results: dict[int, T] = {}
+        with measuring(model):
+            for chosen in self.batches(encoded, batch_size):
+                results.update(zip(chosen, found([encoded[k] for k in chosen]), strict=True))
+        return [results[k] for k in range(len(encoded))]
 
     def on_device(self, model: nn.Module, examples: Sequence[Encoded]) -> Batch:
         """The collated examples, on the model's device."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoengine.tasks import chat
-from zoengine.tasks.base import Batch, Encoded, Task, measuring, pad
+from zoengine.tasks.base import Batch, Encoded, Task, pad
 from zoengine.tasks.cached import greedy
 from zoengine.tasks.chat import IGNORED, Exchange, Message
 from zoengine.tasks.decoder import Decoder
@@ -121,8 +121,8 @@ class Completions(Task):
         comes before the first answer. Without special tokens and outer white space. A prompt that fills max_length is
         answered as the cut has left it."""
         encoded = super().encoded(examples)
-        prompts = [item["input_ids"][: _begin(item)] for item in encoded]
-        longest, room = max(map(len, prompts)), positions(model)
+        prompts = [{"input_ids": item["input_ids"][: _begin(item)]} for item in encoded]
+        longest, room = max(len(prompt["input_ids"]) for prompt in prompts), positions(model)
         new_tokens = self.max_new_tokens if room is None else min(self.max_new_tokens, room - longest)
         if new_tokens < 1:
             raise TaskError(
@@ -130,13 +130,12 @@ class Completions(Task):
                 f"{type(model).__name__} reads; lower task.max_length"
             )
         ends = {self.tokenizer.eos_token_id, *_ends(model)}
-        answers: list[str] = [""] * len(encoded)
-        with measuring(model):
-            for chosen in self.batches([{"input_ids": prompt} for prompt in prompts], batch_size):
-                found = greedy(model, [prompts[k] for k in chosen], new_tokens, ends.__contains__)
-                for k, ids in zip(chosen, found, strict=True):
-                    answers[k] = self._text(ids)
-        return answers
+
+        def answers(items: list[Encoded]) -> list[str]:
+            found = greedy(model, [item["input_ids"] for item in items], new_tokens, ends.__contains__)
+            return [self._text(ids) for ids in found]
+
+        return self.for_each(model, prompts, batch_size, answers)
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

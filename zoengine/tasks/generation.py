@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, Task, measuring
+from zoengine.tasks.base import Batch, Encoded, Task
 from zoengine.tasks.cached import greedy
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance, TaskError
@@ -67,12 +67,7 @@ class Generation(Task):
         return item["answers"]
 
     def predict(self, model: nn.Module, examples: Sequence[Instance | Encoded], batch_size: int = 32) -> list[str]:
-        encoded = self.encoded(examples)
-        found: dict[int, str] = {}
-        with measuring(model):
-            for chosen in self.batches(encoded, batch_size):
-                found.update(zip(chosen, self._write(model, [encoded[k] for k in chosen]), strict=True))
-        return [found[k] for k in range(len(encoded))]
+        return self.for_each(model, self.encoded(examples), batch_size, lambda items: self._write(model, items))
 
     def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
         found = self.predict(model, encoded, batch_size)

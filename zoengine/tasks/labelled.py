@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoengine.tasks.base import Batch, Encoded, Task, measuring
+from zoengine.tasks.base import Batch, Encoded, Task
 from zoengine.tasks.instance import Instance, TaskError
 
 
@@ -49,12 +49,11 @@ class LabelledTexts(Task):
 
     def choices(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[int]:
         """The index of the label that the model gives each example."""
-        found: dict[int, int] = {}
-        with measuring(model):
-            for chosen in self.batches(encoded, batch_size):
-                logits = self.logits(model, self.on_device(model, [encoded[k] for k in chosen]))
-                found.update(zip(chosen, logits.argmax(dim=1).tolist(), strict=True))
-        return [found[k] for k in range(len(encoded))]
+
+        def largest(items: list[Encoded]) -> list[int]:
+            return self.logits(model, self.on_device(model, items)).argmax(dim=1).tolist()
+
+        return self.for_each(model, encoded, batch_size, largest)
 
 
 def label(instance: Instance, names: Sequence[Any], what: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoengine.tasks.base import Batch, Encoded, Task, measuring, moved
+from zoengine.tasks.base import Batch, Encoded, Task, moved
 from zoengine.tasks.cached import SharedPrompts
 from zoengine.tasks.decoder import Decoder
 from zoengine.tasks.instance import Instance, TaskError
@@ -69,12 +69,11 @@ class MultipleChoice(Task):
 
     def choices(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[int]:
         """The index of the option that the model gives each example; of equals the first."""
-        found: dict[int, int] = {}
-        with measuring(model):
-            for chosen in self.batches(encoded, batch_size):
-                means = self._means(model, [encoded[k] for k in chosen])
-                found.update((k, _best(row)) for k, row in zip(chosen, means.tolist(), strict=True))
-        return [found[k] for k in range(len(encoded))]
+
+        def best(items: list[Encoded]) -> list[int]:
+            return [_best(means) for means in self._means(model, items).tolist()]
+
+        return self.for_each(model, encoded, batch_size, best)
 
     def size(self, item: Encoded) -> tuple[int, int]:
         return size(item)
