@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zoengine.methods.fields import nearest
@@ -17,6 +17,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy",), "choice": ("accuracy",), "generation": ("f1", "exact_match"),
     "chat": ("token_accuracy",),
 }  # fmt: skip
+_ALL_ROWS = {"num_train": None, "num_eval": None, "num_test": None}
 
 
 def custom(
@@ -45,7 +46,8 @@ def custom(
         labels: what that column holds, in the options' order. None: 0, 1, ..., or the option's own text.
         answers: of a generation, the column with the right answer or a list of them.
         text_columns: one or two columns that models with a head read. None: those of the prompt, if one or two.
-        metric: None: accuracy, of a generation f1.
+        metric: None: accuracy, of a generation f1, of a chat token_accuracy.
+        max_new_tokens: of an answer, in a generation or chat.
 
     An option that begins with no white space gets a space before it where the prompt ends with a letter, a digit, a
     column or one of ``. , : ; ? !``; so "It was" and "great" make "It was great". A Chinese or Japanese prompt or
@@ -58,60 +60,84 @@ def custom(
     if kind not in METRICS:
         raise TaskError(f"no kind of task {kind!r}{nearest(str(kind), METRICS)}")
     _check_metric(kind, metric)
+    shared: dict[str, Any] = {"name": name, "metric": metric or METRICS[kind][0], **_ALL_ROWS}
     if kind == "chat":
         if prompt is not None or options or labels or text_columns:
             raise TaskError("a chat has columns of its own, prompt and completion or messages; leave out the others")
-        return Entry(
-            name=name, kind=kind, columns=(), read=chat.read, metric=METRICS[kind][0], max_new_tokens=max_new_tokens,
-            num_train=None, num_eval=None, num_test=None,
-        )  # fmt: skip
+        return Entry(kind=kind, columns=(), read=chat.read, max_new_tokens=max_new_tokens, **shared)
+    template = _template(prompt, text_columns)
+    if kind == "classification":
+        return _classification(template, options, label, labels, text_columns, shared)
+    if kind == "choice":
+        return _choice(template, options, label, labels, shared)
+    if options or labels:
+        raise TaskError("a generation has answers, no options and no labels; leave those out")
+    return generation(
+        prompt=_filled(template), answers=lambda row: _answers(row, answers), columns=(*template.columns, answers),
+        completion=_spaced(template, "{answer}\n"), max_new_tokens=max_new_tokens, **shared,
+    )  # fmt: skip
+
+
+def _template(prompt: str | None, text_columns: Sequence[str] | None) -> Template:
     if prompt is None and not text_columns:
         raise TaskError("a custom task needs a prompt with columns in braces, or text_columns for a model with a head")
-    if kind == "classification" and not options:
-        options = [str(value) for value in labels or ()]
     template = Template(" ".join(f"{{{column}}}" for column in text_columns or ()) if prompt is None else prompt)
     if not template.columns:
         raise TaskError(f"the prompt {prompt!r} names no column; write {{text}} where the column text should stand")
-    if kind == "generation" and (options or labels):
-        raise TaskError("a generation has answers, no options and no labels; leave those out")
-    if kind == "classification" and (len(options) < 2 or len(set(options)) != len(options)):
+    return template
+
+
+def _classification(
+    template: Template, options: Sequence[str], label: str, labels: Sequence[Any] | None,
+    text_columns: Sequence[str] | None, shared: dict[str, Any],
+) -> Entry:  # fmt: skip
+    options = options or [str(value) for value in labels or ()]
+    if len(options) < 2 or len(set(options)) != len(options):
         raise TaskError(f"a classification needs at least two different options, not {list(options)}")
-    if kind == "classification" and labels is not None and len(labels) != len(options):
+    if labels is not None and len(labels) != len(options):
         raise TaskError(f"{len(labels)} labels for {len(options)} options; give one for each, in the same order")
-    if kind == "choice" and not options:
+    _check_visible(options)
+    if text_columns is None:
+        text_columns = template.columns if len(template.columns) <= 2 else ()
+    if len(text_columns) > 2:
+        raise TaskError(f"text_columns are one or two, not {list(text_columns)}")
+    return classification(
+        prompt=_filled(template), options=[_spaced(template, option) for option in options],
+        columns=tuple(dict.fromkeys((*template.columns, *text_columns))), label=label, values=labels,
+        labels=[option.strip() for option in options] if labels is None else [str(value) for value in labels],
+        texts=[f"{{{column}}}" for column in text_columns], **shared,
+    )  # fmt: skip
+
+
+def _choice(
+    template: Template, options: Sequence[str], label: str, labels: Sequence[Any] | None, shared: dict[str, Any]
+) -> Entry:
+    if not options:
         raise TaskError("a choice needs options: columns with one candidate each, or one column that holds a list")
+    _check_visible(options)
+    known = None if labels is None else Labels(labels)
+    return choice(
+        prompt=_filled(template), columns=tuple(dict.fromkeys((*template.columns, *options, label))),
+        options=lambda row: tuple(_spaced(template, candidate) for candidate in _candidates(row, options)),
+        gold=lambda row: _gold(row, label, known, _candidates(row, options)), **shared,
+    )  # fmt: skip
+
+
+def _check_visible(options: Sequence[str]) -> None:
     if not all(option.strip() for option in options):
         raise TaskError(f"an option of {list(options)} is empty")
-    columns = template.columns
+
+
+def _filled(template: Template) -> Callable[[Row], str]:
+    """Fills the template, and refuses a row that has nothing for it."""
 
     def fill(row: Row) -> str:
-        if not any(text(row, column).strip() for column in columns):
-            raise TaskError(f"every column of the prompt is empty: {', '.join(columns)}; remove the row or fill it")
+        if not any(text(row, column).strip() for column in template.columns):
+            columns = ", ".join(template.columns)
+            raise TaskError(f"every column of the prompt is empty: {columns}; remove the row or fill it")
         return template.fill(row)
 
-    common: dict[str, Any] = {"num_train": None, "num_eval": None, "num_test": None}
-    if kind == "classification":
-        if text_columns is None:
-            text_columns = columns if len(columns) <= 2 else ()
-        if len(text_columns) > 2:
-            raise TaskError(f"text_columns are one or two, not {list(text_columns)}")
-        names = [str(value) for value in labels] if labels is not None else [option.strip() for option in options]
-        return classification(
-            name, prompt=fill, options=[_spaced(template, option) for option in options],
-            columns=tuple(dict.fromkeys((*columns, *text_columns))), label=label, values=labels, labels=names,
-            texts=[f"{{{column}}}" for column in text_columns], metric=metric or "accuracy", **common,
-        )  # fmt: skip
-    if kind == "choice":
-        known = None if labels is None else Labels(labels)
-        return choice(
-            name, prompt=fill, options=lambda row: tuple(_spaced(template, c) for c in _candidates(row, options)),
-            gold=lambda row: _gold(row, label, known, _candidates(row, options)),
-            columns=tuple(dict.fromkeys((*columns, *options, label))), metric=metric or "accuracy", **common,
-        )  # fmt: skip
-    return generation(
-        name, prompt=fill, answers=lambda row: _answers(row, answers), columns=(*columns, answers),
-        completion=_spaced(template, "{answer}\n"), metric=metric or "f1", max_new_tokens=max_new_tokens, **common,
-    )  # fmt: skip
+    return fill
 
 
 def _check_metric(kind: str, metric: str | None) -> None:

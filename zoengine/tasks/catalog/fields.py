@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
+from zoengine.tasks.entry import Row
 from zoengine.tasks.instance import TaskError
-
-Row = Mapping[str, Any]
 
 #: Label values that say that a row has no label: test splits of benchmarks, pairs without a majority in SNLI.
 UNLABELLED = ("-1", "-", "nan", "none")
