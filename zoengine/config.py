@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from zoengine import config_files, methods
 from zoengine.config_files import ConfigError
-from zoengine.config_sections import Config
+from zoengine.config_sections import Config, Section
 from zoengine.methods.fields import build, nearest, of_run
+
+Root = TypeVar("Root", bound=Section)
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), row: str | None = None) -> Config:
@@ -31,7 +33,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), row: str | None = None
     return check(values)
 
 
-def read(path: str | Path, overrides: Sequence[str], root: type[BaseModel], row: str | None = None) -> dict[str, Any]:
+def read(path: str | Path, overrides: Sequence[str], root: type[Section], row: str | None = None) -> dict[str, Any]:
     """What :func:`zoengine.config_files.read` finds, in a file with the sections of ``root``; nothing is checked yet.
 
     Raises:
@@ -52,28 +54,37 @@ def check(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown key (the nearest known one is suggested), a missing one, or a wrong value.
     """
-    try:
-        config = Config.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(message(error, Config)) from None
+    config = checked(values, Config)
     fields = dict(config.method)
     name = fields.pop("name", "mezo")
     if not isinstance(name, str):
         raise ConfigError(f"method.name: expected the name of a method, got {name!r}")
     try:
         kind = methods.get(name).Fields
-        checked = build(kind, {**of_run(kind, config.run.seed, config.run.steps), **fields}, f"method {name!r}")
+        built = build(kind, {**of_run(kind, config.run.seed, config.run.steps), **fields}, f"method {name!r}")
     except methods.FieldError as error:
         raise ConfigError(f"method: {error}") from None
-    return config.model_copy(update={"method": {"name": name, **vars(checked)}})
+    return config.model_copy(update={"method": {"name": name, **vars(built)}})
 
 
-def dump(config: Config) -> str:
+def checked(values: Mapping[str, Any], root: type[Root]) -> Root:
+    """``values`` as a ``root``, whose fields are sections.
+
+    Raises:
+        ConfigError: as :func:`check`; what a section takes as it is, such as ``method``, is not looked into.
+    """
+    try:
+        return root.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_message(error, root)) from None
+
+
+def dump(config: Section) -> str:
     """YAML that :func:`load` reads back to the same configuration."""
     return yaml.dump(config.model_dump(), Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True)
 
 
-def message(error: ValidationError, root: type[BaseModel]) -> str:
+def _message(error: ValidationError, root: type[Section]) -> str:
     """The first problem of ``error``, in a configuration of the type ``root``, as one line."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "str", "constrained")))

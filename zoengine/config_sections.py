@@ -141,13 +141,18 @@ class Run(Section):
     push_to_hub: str | None = None
 
 
-class Config(Section):
-    """A whole run. ``method`` holds ``name`` and that method's fields, all of them, defaults filled in."""
+class Problem(Section):
+    """What is to be solved, with which part of which model: the sections that configurations of all kinds have."""
 
     model: Model
     data: Data = Data()
     task: Task = Task()
     tuning: Tuning = Tuning()
+
+
+class Config(Problem):
+    """A whole run. ``method`` holds ``name`` and that method's fields, all of them, defaults filled in."""
+
     method: dict[str, Any]
     run: Run
 

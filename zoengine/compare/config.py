@@ -12,24 +12,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from zoengine import config, methods
 from zoengine.config import Config, ConfigError
-from zoengine.config_sections import Count, Data, Model, PositiveInt, Run, Task, Tuning
+from zoengine.config_sections import Count, PositiveInt, Problem, Section
 
 _LABEL = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
-class CompareRun(BaseModel):
+class CompareRun(Section):
     """How much each cell may cost, how often it is repeated, where to."""
-
-    model_config = Run.model_config
 
     output_dir: str
     budget: PositiveInt
     evaluations: PositiveInt = 4
-    seeds: Annotated[list[Count], Field(min_length=1)] = [0, 1, 2]
+    seeds: list[Count] = Field([0, 1, 2], min_length=1)
     select: Literal["loss", "metric"] = "loss"
     batch_size: PositiveInt = 16
     gradient_accumulation: PositiveInt = 1
@@ -39,15 +37,9 @@ class CompareRun(BaseModel):
     backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
 
 
-class CompareConfig(BaseModel):
+class CompareConfig(Problem):
     """A whole comparison."""
 
-    model_config = Run.model_config
-
-    model: Model
-    data: Data = Data()
-    task: Task = Task()
-    tuning: Tuning = Tuning()
     methods: Annotated[list[dict[str, Any]], Field(min_length=1)]
     run: CompareRun
 
@@ -91,10 +83,7 @@ def check(values: Mapping[str, Any]) -> Plan:
     Raises:
         ConfigError: an unknown key (the nearest known one is suggested), a missing one, or a wrong value.
     """
-    try:
-        found = CompareConfig.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(config.message(error, CompareConfig)) from None
+    found = config.checked(values, CompareConfig)
     if len(set(found.run.seeds)) != len(found.run.seeds):
         raise ConfigError(f"run.seeds: a seed is given twice in {found.run.seeds}")
     if found.data.num_eval == 0 and found.data.eval is None:

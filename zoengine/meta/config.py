@@ -6,19 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
-
 from zoengine import config
 from zoengine.config import ConfigError
-from zoengine.config_sections import Count, Data, Model, PositiveInt, Run, Task, Tuning
+from zoengine.config_sections import Count, PositiveInt, Problem, Section
 from zoengine.meta.training import MetaFields
 from zoengine.methods.fields import FieldError, build
 
 
-class MetaRun(BaseModel):
+class MetaRun(Section):
     """How long, where to."""
-
-    model_config = Run.model_config
 
     output_dir: str
     steps: PositiveInt
@@ -29,15 +25,9 @@ class MetaRun(BaseModel):
     backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
 
 
-class MetaConfig(BaseModel):
+class MetaConfig(Problem):
     """A whole meta-training. ``meta`` holds the fields of :class:`~zoengine.meta.MetaFields`, defaults filled in."""
 
-    model_config = Run.model_config
-
-    model: Model
-    data: Data = Data()
-    task: Task = Task()
-    tuning: Tuning = Tuning()
     meta: dict[str, Any]
     run: MetaRun
 
@@ -59,10 +49,7 @@ def check(values: Mapping[str, Any]) -> MetaConfig:
     Raises:
         ConfigError: an unknown key (the nearest known one is suggested), a missing one, or a wrong value.
     """
-    try:
-        found = MetaConfig.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(config.message(error, MetaConfig)) from None
+    found = config.checked(values, MetaConfig)
     try:
         fields = build(MetaFields, {"seed": found.run.seed, **found.meta}, "section 'meta'")
     except FieldError as error:
