@@ -156,6 +156,43 @@ def test_a_mistake_is_one_clear_line(path, override, words):
     mistake(call("train", path, override), *words)
 
 
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"name": "squad", "form": "head"}, ["squad is a generation", "form to prompt"]),
+        ({"name": "boolq", "form": "masked"}, ["no masked prompt", "boolq"]),
+        ({"name": "sst2", "form": "similarity", "descriptions": ["bad"]}, ["1 texts", "negative, positive"]),
+        ({"name": "sst2", "form": "similarity", "descriptions": ["bad", "bad"]}, ["two different texts"]),
+        ({"name": "squad", "max_length": 40}, ["max_new_tokens is 50"]),
+        ({"name": "sst2", "objective": "reward"}, ["'reward'", "package.module:function"]),
+        ({"name": "custom", "kind": "chat", "objective": "metric"}, ["token_accuracy", "take cross-entropy"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval", "sweep", "compare", "meta-train"])
+def test_a_task_that_cannot_be_is_reported_before_anything_is_read(tmp_path, command, task, words):
+    """Neither model nor data are there: whoever touched one of them first would say so instead."""
+    if command == "meta-train" and "objective" in task:
+        words = ["task.objective", "meta-training"]
+    values = {"model": {"path": "/no/such/model"}, "data": {"train": "none.tsv", "eval": "none.tsv"}, "task": task}
+    values |= {
+        "compare": {"methods": [{"name": "mezo", "lrs": [1e-3]}], "run": {"budget": 10}},
+        "meta-train": {"meta": {"fo_lr": 0.3, "zo_lr": 1e-2}, "run": {"steps": 3}},
+    }.get(command, {"method": {"name": "mezo", "lr": 1e-3}, "run": {"steps": 3}})
+    if command == "sweep":
+        values |= {"sweep": {"run.seed": [0, 1]}}
+    values["run"]["output_dir"] = str(tmp_path / "out")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    mistake(call(command, path), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("objective", ["metric", "rewards:length"])
+def test_a_method_with_gradients_has_an_objective_with_one(path, objective):
+    overrides = ("method.name=ft-sgd", f"task.objective={objective}", "model.path=/no/such/model")
+    mistake(call("train", path, *overrides), "method 'ft-sgd'", repr(objective), "cross-entropy")
+
+
 def test_no_config_file(tmp_path):
     mistake(call("train", tmp_path / "none.yaml"), "none.yaml")
 

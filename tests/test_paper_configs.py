@@ -19,7 +19,7 @@ from zoengine.config import ConfigError
 from zoengine.meta import config as meta
 from zoengine.sweep import grid
 from zoengine.tasks import catalog
-from zoengine.trainer.build import build_task, load_model, read_splits
+from zoengine.trainer.build import load_model, read_splits, task_builder
 from zoengine.trainer.run import build_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,7 +160,7 @@ def two_steps(settings, values, folder):
     small = config.check(config.config_files.overridden(settings.model_dump(), values))
     splits = read_splits(small)
     model, tokenizer = load_model(small, "cpu")
-    task = build_task(small, tokenizer, model)
+    task = task_builder(small)(tokenizer, model)
     encoded = {part: task.dataset(examples) for part, examples in splits.items()}
     trainer = build_trainer(small, folder, model, tokenizer, task, encoded)
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]

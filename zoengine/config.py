@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from zoengine import config_files, methods
 from zoengine.config_files import ConfigError
-from zoengine.config_sections import Config, Section
+from zoengine.config_sections import Config, Section, Task
 from zoengine.methods.fields import build, nearest, of_run
 
 Root = TypeVar("Root", bound=Section)
@@ -64,6 +64,8 @@ def check(values: Mapping[str, Any]) -> Config:
         built = build(kind, {**of_run(kind, config.run.seed, config.run.steps), **fields}, f"method {name!r}")
     except methods.FieldError as error:
         raise ConfigError(f"method: {error}") from None
+    if methods.get(name).backwards_per_step:
+        need_gradient(config.task, f"method {name!r}")
     return config.model_copy(update={"method": {"name": name, **vars(built)}})
 
 
@@ -77,6 +79,15 @@ def checked(values: Mapping[str, Any], root: type[Root]) -> Root:
         return root.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(_message(error, root)) from None
+
+
+def need_gradient(task: Task, who: str) -> None:
+    """Raises ConfigError if the objective of ``task`` has no gradient, without which ``who`` cannot work."""
+    if task.objective != "cross-entropy":
+        raise ConfigError(
+            f"task.objective: {who} follows the gradient of the loss, and {task.objective!r} has none; take "
+            "cross-entropy, or a zeroth-order method"
+        )
 
 
 def dump(config: Section) -> str:

@@ -59,13 +59,13 @@ class Task(Section):
     asks a causal language model for what follows; ``masked`` a masked one for a word; ``head`` classifies by a head;
     ``similarity`` by an encoder's embeddings of text and ``descriptions``, ``scale`` times their cosines. ``objective``
     is ``cross-entropy``, ``metric`` (minus the task's metric) or ``package.module:function``, a reward for completions.
-    ``max_length`` null: 2048 for prompts, else what the form or task says.
+    ``max_length`` null: 2048 for prompts, else what the form or task says; 3 is a word between two special tokens.
     """
 
     name: str = "movie-reviews"
     form: Form = "prompt"
     objective: str = "cross-entropy"
-    max_length: PositiveInt | None = None
+    max_length: Annotated[int, Field(ge=3)] | None = None
     descriptions: list[str] | None = None
     scale: Annotated[float, Field(gt=0)] = 20.0
     # of custom tasks

@@ -21,7 +21,7 @@ from zoengine.compare.memory import extra_bytes
 from zoengine.config import Config
 from zoengine.evaluation import NonFiniteLossError
 from zoengine.noise import table
-from zoengine.trainer.build import build_task, facts, load_model, pick_device, read_splits
+from zoengine.trainer.build import facts, load_model, pick_device, read_splits, task_builder
 from zoengine.trainer.metrics import MetricsWriter
 from zoengine.trainer.optimizer import passes, unwrapped
 from zoengine.trainer.progress import ZOProgressCallback
@@ -58,6 +58,7 @@ class Job:
     def __init__(self, plan: Plan, advance: Callable[[int], None]) -> None:
         self.plan, self._advance = plan, advance
         some = next(iter(plan.entries[0].configs.values()))
+        self._build_task = task_builder(some)
         self._examples = read_splits(some)
         self._hashes = {name: data.split_hash(examples) for name, examples in self._examples.items()}
         self._device = pick_device(some.model.device)
@@ -141,7 +142,7 @@ class Job:
             self._model = self._start = None
             self._model, self._tokenizer = load_model(cell.config, self._device)
             self._start = {name: (p.requires_grad, p.detach().clone()) for name, p in self._model.named_parameters()}
-            self._task = build_task(cell.config, self._tokenizer, self._model)
+            self._task = self._build_task(self._tokenizer, self._model)
             self._encoded = {name: self._task.dataset(examples) for name, examples in self._examples.items()}
             if cell.seed != self._seed:
                 self._seed, self._before = cell.seed, None

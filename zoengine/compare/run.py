@@ -47,11 +47,11 @@ def compare(plan: Plan, *, overwrite: bool = False, command: str = "", stream: T
     """
     run = plan.config.run
     folder = Path(run.output_dir)
-    cells = _folder(folder, overwrite)
     progress = _Progress(plan, stream or sys.stderr)
     try:
         with nullcontext() if run.backend == "auto" else ops.use(run.backend):
             job = Job(plan, progress.advance)
+            cells = _folder(folder, overwrite)
             return _Comparison(plan, job, folder, cells, progress)(command)
     finally:
         progress.close()

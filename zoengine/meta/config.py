@@ -54,4 +54,5 @@ def check(values: Mapping[str, Any]) -> MetaConfig:
         fields = build(MetaFields, {"seed": found.run.seed, **found.meta}, "section 'meta'")
     except FieldError as error:
         raise ConfigError(f"meta: {error}") from None
+    config.need_gradient(found.task, "meta-training")
     return found.model_copy(update={"meta": vars(fields)})

@@ -26,9 +26,10 @@ from zoengine.config import dump
 from zoengine.meta.config import MetaConfig
 from zoengine.meta.plot import plot
 from zoengine.meta.training import MetaTrainer
+from zoengine.trainer.build import load_model, pick_device, read_splits, task_builder
 from zoengine.trainer.interrupt import StopOnSignal
 from zoengine.trainer.metrics import MetricsWriter
-from zoengine.trainer.run import RunError, build_task, load_model, pick_device, read_splits
+from zoengine.trainer.run import RunError
 from zoengine.trainer.sampler import LengthGroupedSampler
 
 _log = logging.getLogger(__name__)
@@ -69,11 +70,12 @@ def meta_train(config: MetaConfig, *, overwrite: bool = False, command: str = ""
     """
     began = time.monotonic()
     device = pick_device(config.model.device)
+    build_task = task_builder(config)
     examples = read_splits(config, only=["train"])["train"]
     folder = _folder(Path(config.run.output_dir), overwrite)
     with nullcontext() if config.run.backend == "auto" else ops.use(config.run.backend):
         model, tokenizer = load_model(config, device)
-        task = build_task(config, tokenizer, model)
+        task = build_task(tokenizer, model)
         encoded = task.dataset(examples)
         epoch = -(-len(encoded) // config.run.batch_size)
         metrics = MetricsWriter(folder / "metrics.jsonl")

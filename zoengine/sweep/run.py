@@ -27,6 +27,7 @@ from zoengine.sweep import points, table
 from zoengine.sweep.grid import Plan, Point
 from zoengine.sweep.points import Record, claimed
 from zoengine.trainer import checkpoint
+from zoengine.trainer.build import task_builder
 from zoengine.trainer.run import RunError, train
 
 
@@ -60,6 +61,8 @@ def sweep(plan: Plan, *, overwrite: bool = False, command: str = "", stream: Tex
         RunError: the folder cannot be used, or a run in it had another configuration.
         ConfigError, DataError, FieldError, ModelError, TaskError: something named is missing or does not fit.
     """
+    for point in plan.points:
+        task_builder(point.config)  # what cannot work says so before anything has run
     _prepare(plan, overwrite)
     progress, signal = _Progress(plan, stream or sys.stderr), None
     try:

@@ -98,10 +98,6 @@ class Task(ABC):
                     progress(done, len(encoded))
         return {**self.averages(sums, done), "n": done}
 
-    def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
-        """The metric of each example alone; not every task has it."""
-        raise TaskError(f"{type(self).__name__} has no {self.metric} of one example, so it cannot be the objective")
-
     def asked(self, instance: Instance) -> Any:
         """The prompt of an example, as a reward is given it."""
         return instance.prompt or "\n".join(instance.texts)

@@ -32,13 +32,18 @@ class Generation(Task):
     def __init__(self, tokenizer: Any, *, metric: str = "f1", max_new_tokens: int = 50, max_length: int = 2048) -> None:
         if metric not in _METRICS:
             raise TaskError(f"metric {metric!r} does not fit generation, which has {', '.join(_METRICS)}")
-        if not 0 < max_new_tokens <= max_length - 2:
-            raise TaskError(f"max_new_tokens is {max_new_tokens}; expected 1 to max_length - 2 = {max_length - 2}")
+        self.check(max_new_tokens, max_length)
         self.metric = metric
         self.max_new_tokens = max_new_tokens
         self.reader = Sequences(tokenizer, max_length - max_new_tokens)
         self._decoder = Decoder()
         self._newlines: dict[int, bool] = {}
+
+    @staticmethod
+    def check(max_new_tokens: int, max_length: int) -> None:
+        """Raises TaskError if an answer leaves no room for its prompt."""
+        if not 0 < max_new_tokens <= max_length - 2:
+            raise TaskError(f"max_new_tokens is {max_new_tokens}; expected 1 to max_length - 2 = {max_length - 2}")
 
     def encode(self, instance: Instance) -> Encoded:
         """{"input_ids": the prompt's tokens, "ids" and "start": those with the completion, "answers"}."""
@@ -70,6 +75,7 @@ class Generation(Task):
         return self.for_each(model, self.encoded(examples), batch_size, lambda items: self._write(model, items))
 
     def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
+        """The metric of each example alone."""
         found = self.predict(model, encoded, batch_size)
         return [_METRICS[self.metric](text, item["answers"]) for text, item in zip(found, encoded, strict=True)]
 

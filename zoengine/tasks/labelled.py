@@ -44,6 +44,7 @@ class LabelledTexts(Task):
         return (self.names(item)[item["labels"]],)
 
     def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
+        """The metric of each example alone."""
         chosen = self.choices(model, encoded, batch_size)
         return [float(k == item["labels"]) for item, k in zip(encoded, chosen, strict=True)]
 

@@ -64,6 +64,7 @@ class MultipleChoice(Task):
         return [item["options"][k].strip() for item, k in zip(encoded, chosen, strict=True)]
 
     def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
+        """The metric of each example alone."""
         chosen = self.choices(model, encoded, batch_size)
         return [float(k in item["gold"]) for item, k in zip(encoded, chosen, strict=True)]
 

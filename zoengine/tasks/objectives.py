@@ -73,11 +73,24 @@ class Objective(Task):
 
 
 class MetricObjective(Objective):
-    """Minus the task's metric: the accuracy of its choice, or the F1 or exact match of its greedy generation."""
+    """Minus the task's metric: the accuracy of its choice, or the F1 or exact match of its greedy generation.
+
+    The task has ``scores(model, encoded, batch_size)``, which gives the metric of each example.
+    """
 
     def __init__(self, task: Task) -> None:
+        self.check(type(task))
         super().__init__(task)
         self.metric = task.metric
+
+    @staticmethod
+    def check(kind: type[Task]) -> None:
+        """Raises TaskError if tasks of this kind have no metric of one example."""
+        if not hasattr(kind, "scores"):
+            raise TaskError(
+                f"objective metric needs a score of each example, and the {kind.metric} of {kind.__name__} is of all "
+                "together; take cross-entropy, or a reward as package.module:function"
+            )
 
     def scores(self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int = 32) -> list[float]:
         return self.task.scores(model, encoded, batch_size)

@@ -35,12 +35,17 @@ class LabelSimilarity(LabelledTexts):
         scale: float = 20.0,
         max_length: int = 128,
     ) -> None:
-        if len(set(descriptions)) != len(descriptions) or len(descriptions) < 2:
-            raise TaskError(f"descriptions must be at least two different texts, not {tuple(descriptions)}")
+        self.check(descriptions)
         self.reader = Texts(tokenizer, max_length)
         self.label_names = tuple(descriptions)
         self.scale = scale
         self._described = [self.reader.encode(Instance(texts=(text,))) for text in descriptions]
+
+    @staticmethod
+    def check(descriptions: Sequence[str]) -> None:
+        """Raises TaskError unless there are at least two descriptions, no two of them alike."""
+        if len(set(descriptions)) != len(descriptions) or len(descriptions) < 2:
+            raise TaskError(f"descriptions must be at least two different texts, not {tuple(descriptions)}")
 
     def encode(self, instance: Instance) -> Encoded:
         """Token ids of the example's texts, special tokens as the tokenizer adds them, and its label."""

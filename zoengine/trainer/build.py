@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError
+from zoengine.config_sections import Task as TaskSection
 from zoengine.tasks import (
     Classification,
     Completions,
@@ -65,43 +67,54 @@ def max_length(config: Config, model: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def build_task(config: Config, tokenizer: Any, model: Any) -> Task:
-    """The task of ``config`` for a model and its tokenizer, with its objective.
+def task_builder(config: Config) -> Callable[[Any, Any], Task]:
+    """What makes the task of ``config``, with its objective, for a tokenizer and its model.
+
+    Call this before a model is loaded: whatever is wrong without one is said here.
 
     Raises:
-        TaskError: a task that has no such form, or does not fit the tokenizer.
+        TaskError: no such task or objective, or one that has no such form. What is returned raises it for a task that
+            does not fit the tokenizer.
     """
-    task = _task(config, read_entry(config), tokenizer, max_length(config, model))
-    if config.task.objective == "cross-entropy":
-        return task
-    if config.task.objective == "metric":
-        return MetricObjective(task)
-    return RewardObjective(task, resolve(config.task.objective))
+    make = _form(config.task, read_entry(config))
+    objective = _objective(config.task.objective, make.func)
+    return lambda tokenizer, model: objective(make(tokenizer, max_length=max_length(config, model)))
 
 
-def _task(config: Config, entry: Entry, tokenizer: Any, length: int | None) -> Task:
-    form = config.task.form
+def _objective(name: str, kind: type[Task]) -> Callable[[Task], Task]:
+    if name == "cross-entropy":
+        return lambda task: task
+    if name == "metric":
+        MetricObjective.check(kind)
+        return MetricObjective
+    return partial(RewardObjective, reward=resolve(name))
+
+
+def _form(task: TaskSection, entry: Entry) -> partial[Task]:
+    """The class that asks a model in the form of ``task``, with all it takes but the tokenizer and the length."""
+    form = task.form
     if form != "prompt" and entry.kind != "classification":
         raise TaskError(f"task.form {form!r} classifies, and {entry.name} is a {entry.kind}; set task.form to prompt")
     if form == "masked":
         if entry.masked is None:
             raise TaskError(f"no masked prompt is known for {entry.name}; set task.form to prompt or head")
-        return MaskedPrompt(tokenizer, entry.masked, max_length=length)
+        return partial(MaskedPrompt, masked=entry.masked)
     if form == "head":
-        return Classification(tokenizer, options=entry.labels, max_length=length)
+        return partial(Classification, options=entry.labels)
     if form == "similarity":
-        described = config.task.descriptions or ()
+        described = task.descriptions or ()
         if len(described) != len(entry.labels):
             raise TaskError(
                 f"task.descriptions has {len(described)} texts; {entry.name} has the labels {', '.join(entry.labels)}"
             )
-        return LabelSimilarity(tokenizer, descriptions=described, scale=config.task.scale, max_length=length)
+        LabelSimilarity.check(described)
+        return partial(LabelSimilarity, descriptions=described, scale=task.scale)
     if entry.kind == "chat":
-        return Completions(tokenizer, max_length=length, max_new_tokens=entry.max_new_tokens)
+        return partial(Completions, max_new_tokens=entry.max_new_tokens)
     if entry.kind == "generation":
-        return Generation(tokenizer, metric=entry.metric, max_new_tokens=entry.max_new_tokens, max_length=length)
-    kind = OptionLikelihood if entry.kind == "classification" else MultipleChoice
-    return kind(tokenizer, max_length=length)
+        Generation.check(entry.max_new_tokens, task.max_length or _LENGTHS[form])
+        return partial(Generation, metric=entry.metric, max_new_tokens=entry.max_new_tokens)
+    return partial(OptionLikelihood if entry.kind == "classification" else MultipleChoice)
 
 
 def read_splits(config: Config, only: Sequence[str] = rows.PARTS) -> dict[str, list[Any]]:

@@ -10,7 +10,7 @@ from zoengine import config, data, models
 from zoengine.tasks.calibration import Calibrated
 from zoengine.tasks.in_context import with_demonstrations
 from zoengine.trainer import checkpoint
-from zoengine.trainer.build import build_task, head, max_length, pick_device, read_splits
+from zoengine.trainer.build import head, max_length, pick_device, read_splits, task_builder
 from zoengine.trainer.run import RunError
 
 
@@ -53,6 +53,7 @@ def evaluate(
         raise RunError(f"--split takes eval or test, got {split!r}")
     if (shots or null_prompt is not None) and (settings.task.form != "prompt" or settings.task.kind == "chat"):
         raise RunError("--shots and --null-prompt change a prompt, which only tasks of form prompt have, and no chat")
+    build_task = task_builder(settings)
     splits = read_splits(settings, only=["train", split] if shots else [split])
     if split not in splits:
         raise RunError(f"the configuration names no {split} data; give data.{split}=FILE")
@@ -62,8 +63,8 @@ def evaluate(
     if null_prompt is not None and not asked[0].options[1:]:
         raise RunError(f"--null-prompt is for tasks with options to choose from; {settings.task.name} has none")
     model, tokenizer = _load(settings, weights)
-    task = build_task(settings, tokenizer, model)
     if null_prompt is None:
+        task = build_task(tokenizer, model)
         scores = task.evaluate(model, task.dataset(asked), settings.run.eval_batch_size)
     else:
         task = Calibrated(tokenizer, max_length=max_length(settings, model))

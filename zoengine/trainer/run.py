@@ -25,7 +25,7 @@ from zoengine.config_files import flat
 from zoengine.scores import score
 from zoengine.tasks import Task
 from zoengine.trainer import checkpoint
-from zoengine.trainer.build import build_task, facts, head, load_model, pick_device, read_splits
+from zoengine.trainer.build import facts, head, load_model, pick_device, read_splits, task_builder
 from zoengine.trainer.interrupt import StopOnSignal
 from zoengine.trainer.metrics import NOT_SCORES, MetricsWriter
 from zoengine.trainer.trainer import ZOTrainer
@@ -84,13 +84,15 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
     """
     began = time.monotonic()
     device = pick_device(config.model.device)
+    build_task = task_builder(config)
     splits = read_splits(config)
     folder, start = _folder(config, resume, overwrite)
     repository = None if config.run.push_to_hub is None else models.create_repo(config.run.push_to_hub)
     backend = config.run.backend
     with nullcontext() if backend == "auto" else ops.use(backend):
         model, tokenizer = load_model(config, device)
-        run = _Run(config, folder, start, model, tokenizer, splits, command, repository)
+        task = build_task(tokenizer, model)
+        run = _Run(config, folder, start, model, tokenizer, task, splits, command, repository)
         try:
             return run(began)
         finally:
@@ -125,17 +127,16 @@ class _Run:
     """One run, from the loaded model to the report."""
 
     def __init__(
-        self, config: Config, folder: Path, start: Path | None, model: Any, tokenizer: Any,
+        self, config: Config, folder: Path, start: Path | None, model: Any, tokenizer: Any, task: Task,
         splits: dict[str, list[Any]], command: str, repository: str | None,
     ) -> None:  # fmt: skip
         self.repository = repository
         self.config, self.folder, self.start = config, folder, start
-        self.model, self.tokenizer, self.examples = model, tokenizer, splits
-        self.task = build_task(config, tokenizer, model)
-        self.encoded = {name: self.task.dataset(examples) for name, examples in splits.items()}
+        self.model, self.tokenizer, self.task, self.examples = model, tokenizer, task, splits
+        self.encoded = {name: task.dataset(examples) for name, examples in splits.items()}
         self.split = "test" if "test" in splits else "eval"
         self.stop = StopOnSignal()
-        self.trainer = build_trainer(config, folder, self.model, tokenizer, self.task, self.encoded)
+        self.trainer = build_trainer(config, folder, self.model, tokenizer, task, self.encoded)
         (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
         self.metrics = MetricsWriter(folder / "metrics.jsonl", None if start is None else _step(start))
         self.metrics.write("run" if start is None else "resume", **self._info(command))
