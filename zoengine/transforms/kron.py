@@ -14,7 +14,7 @@ from zoengine.directions import Fold, Term
 from zoengine.noise.table import STREAM_STATE
 from zoengine.transforms.dense import split
 from zoengine.transforms.states import States
-from zoengine.transforms.structured import Part, Structured, matrix_shape
+from zoengine.transforms.structured import Part, Place, Structured, matrix_shape
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,9 @@ class Kron(Structured):
     def matrix_state(self, part: Part) -> int:
         return part.span.stop - part.span.start
 
-    def add_matrices(
-        self,
-        part: Part,
-        source: Sequence[Tensor],
-        terms: Sequence[Term],
-        *,
-        keep: float,
-        target: Sequence[Tensor] | None,
-        sr_seed: int | None,
-    ) -> None:
+    def add_matrices(self, part: Part, terms: Sequence[Term], at: Place, keep: float) -> None:
         noises, states = split(terms)
-        x, out, how = self.operands(part, source, target, sr_seed)
+        x, out, how = at
         if noises or not states:
             vectors = self._vectors[part.span]
             ops.kron_rows_(

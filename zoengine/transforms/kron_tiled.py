@@ -14,7 +14,7 @@ from zoengine.directions import Fold, Noise, Term
 from zoengine.transforms.dense import split
 from zoengine.transforms.kron import Vectors
 from zoengine.transforms.states import States
-from zoengine.transforms.structured import Part, Structured, matrix_shape
+from zoengine.transforms.structured import Part, Place, Structured, matrix_shape
 
 _SCRATCH = 1 << 20  # elements of noise that are drawn at once for a projection
 
@@ -58,18 +58,9 @@ class KronTiled(Structured):
     def matrix_state(self, part: Part) -> int:
         return part.span.stop - part.span.start
 
-    def add_matrices(
-        self,
-        part: Part,
-        source: Sequence[Tensor],
-        terms: Sequence[Term],
-        *,
-        keep: float,
-        target: Sequence[Tensor] | None,
-        sr_seed: int | None,
-    ) -> None:
+    def add_matrices(self, part: Part, terms: Sequence[Term], at: Place, keep: float) -> None:
         noises, states = split(terms)
-        x, out, how = self.operands(part, source, target, sr_seed)
+        x, out, how = at
         ops.add_noise_(
             x, [t.seed for t in noises], [t.coeff for t in noises], stream=[t.stream for t in noises],
             noise=self.noise, states=[self.states.tensors[t.name][part.slot] for t in states],

@@ -15,7 +15,7 @@ from zoengine.directions import Fold, Noise, Term
 from zoengine.noise.table import STREAM_DIRECTION, STREAM_FACTOR_U, STREAM_FACTOR_V
 from zoengine.transforms.dense import split
 from zoengine.transforms.states import States
-from zoengine.transforms.structured import Part, Structured, matrix_shape
+from zoengine.transforms.structured import Part, Place, Structured, matrix_shape
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +66,8 @@ class LowRank(Structured):
     def matrix_state(self, part: Part) -> int:
         return self._tables[part.span].sizes[0]
 
-    def add_matrices(
-        self,
-        part: Part,
-        source: Sequence[Tensor],
-        terms: Sequence[Term],
-        *,
-        keep: float,
-        target: Sequence[Tensor] | None,
-        sr_seed: int | None,
-    ) -> None:
-        (x, out, how), table = self.operands(part, source, target, sr_seed), self._tables[part.span]
+    def add_matrices(self, part: Part, terms: Sequence[Term], at: Place, keep: float) -> None:
+        (x, out, how), table = at, self._tables[part.span]
         if len(terms) == 1:
             left, coeff = self._factor(part, terms[0]), terms[0].coeff
         else:

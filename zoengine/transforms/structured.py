@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ class Part:
     def groups(self) -> list[tuple[tuple[int, int], int]]:
         """The distinct shapes in order, with the number of matrices of each."""
         return [(shape, len(list(members))) for shape, members in itertools.groupby(self.shapes)]
+
+
+class Place(NamedTuple):
+    """What an op reads, where it writes (None: there too), and how it counts and rounds."""
+
+    x: Tensor
+    out: Tensor | None
+    how: dict[str, Any]
 
 
 class Structured(Dense):
@@ -84,27 +92,9 @@ class Structured(Dense):
         """Elements of a state for the matrices of ``part``."""
         raise NotImplementedError
 
-    def add_matrices(
-        self,
-        part: Part,
-        source: Sequence[Tensor],
-        terms: Sequence[Term],
-        *,
-        keep: float,
-        target: Sequence[Tensor] | None,
-        sr_seed: int | None,
-    ) -> None:
+    def add_matrices(self, part: Part, terms: Sequence[Term], at: Place, keep: float) -> None:
         """As :meth:`Dense.add`, over the matrices of ``part``."""
         raise NotImplementedError
-
-    @staticmethod
-    def operands(
-        part: Part, source: Sequence[Tensor], target: Sequence[Tensor] | None, sr_seed: int | None
-    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """The matrices of ``part`` that an op reads, where it writes (None: there), and how it rounds and counts."""
-        where, buffer = slice(part.span.start, part.span.stop), part.span.buffer
-        how = {"offset": part.span.index, "rounding": rounding(sr_seed), "sr_seed": sr_seed or 0}
-        return source[buffer][where], None if target is None else target[buffer][where], how
 
     def fold_matrices(self, part: Part, fold: Fold) -> None:
         """As :meth:`Dense.fold`, over the matrices of ``part``."""
@@ -123,7 +113,10 @@ class Structured(Dense):
         part = self._part_of[span]
         terms = [t for t in terms if t.coeff != 0.0]
         if part.segments and (terms or keep != 1.0 or target is not None):
-            self.add_matrices(part, source, terms, keep=keep, target=target, sr_seed=sr_seed)
+            where, buffer = slice(span.start, span.stop), span.buffer
+            how = {"offset": span.index, "rounding": rounding(sr_seed), "sr_seed": sr_seed or 0}
+            at = Place(source[buffer][where], None if target is None else target[buffer][where], how)
+            self.add_matrices(part, terms, at, keep)
         for stretch in part.dense:
             super().add(stretch, source, terms, keep=keep, target=target, sr_seed=sr_seed)
 
