@@ -10,6 +10,8 @@ ZO_KERNEL(Config<Float32, Noise::kGaussian, false, 1>);
 ZO_KERNEL(Config<BFloat16, Noise::kRademacher, false, 1>);
 ZO_KERNEL(Config<BFloat16, Noise::kGaussian, true, 1>);
 ZO_KERNEL(Config<BFloat16, Noise::kGaussian, false, 0>);
+ZO_KERNEL(Config<BFloat16, Noise::kGaussian, true, 0>);
+ZO_KERNEL(Config<Float32, Noise::kGaussian, false, 0>);
 ZO_KERNEL(Config<BFloat16, Noise::kGaussian, false, 1, true>);
 
 }  // namespace zo::cuda

@@ -4,8 +4,9 @@ Works on any cubin, whoever compiled it; needs ``nvdisasm`` and ``cuobjdump`` (T
 
 How instructions are counted: one for each SASS instruction, predicated ones too, since they take an issue slot either
 way. :meth:`Kernel.path` counts the longest way from the entry to an exit that takes no branch backwards, so each
-loop body counts once; NOPs and the branch to itself behind the last exit are never on it. :meth:`Kernel.loops` counts
-the bodies. Divided by the elements a thread handles, this is the number of instructions an element that budgets use.
+loop body counts once; NOPs and the branch to itself behind the last exit are never on it. :meth:`Kernel.loops` finds
+the bodies. Divided by the elements a thread handles, this is the number of instructions an element that budgets use;
+sass_pipes.py says where each of them runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,54 +75,57 @@ class Kernel:
         """Loads and stores of shared memory, matrix ones and atomics too, and barriers."""
         return sum(self.counts()[op] for op in ("LDS", "STS", "LDSM", "STSM", "ATOMS", "BAR"))
 
+    def way(self, avoid: Callable[[Instruction], bool] = lambda _: False) -> tuple[int, ...] | None:
+        """Places of the instructions on the longest forward way from the entry to an exit that runs none for which
+        ``avoid`` is true; None: there is none."""
+        return self._way(0, len(self.instructions), max, avoid)
+
     def path(self, avoid: Callable[[Instruction], bool] = lambda _: False) -> int | None:
-        """Instructions on the longest forward path that runs none for which ``avoid`` is true; None: there is none."""
-        longest: list[int | None] = [None] * (len(self.instructions) + 1)
-        for i in range(len(self.instructions) - 1, -1, -1):
-            instruction = self.instructions[i]
-            conditional = bool(instruction.predicate) or re.match(r"!?U?P\d", instruction.operands)
-            ways = []
-            if instruction.op in ("EXIT", "RET"):
-                ways.append(0)
-            if instruction.target is not None and instruction.target > i:
-                ways.append(longest[instruction.target])
-            if instruction.op not in ("EXIT", "RET", "BRA") or conditional:
-                ways.append(longest[i + 1])
-            ways = [way for way in ways if way is not None]
-            if ways and not avoid(instruction):
-                longest[i] = 1 + max(ways)
-        return longest[0]
+        """The number of instructions on :meth:`way`."""
+        way = self.way(avoid)
+        return None if way is None else len(way)
 
-    def rounds(self) -> list[tuple[int, tuple[Instruction, ...]]]:
-        """Of every loop the instructions on the shortest way around, and all that it holds; the longest loop first.
-
-        The shortest way is the one past what happens only at ends, where a loop has a case for them.
-        """
-        found = []
-        for end, branch in enumerate(self.instructions):
-            start = branch.target
-            if start is None or start >= end:
-                continue
-            ways: list[int | None] = [None] * (end - start + 1)
-            ways[-1] = 1
-            for i in range(end - 1, start - 1, -1):
-                one = self.instructions[i]
-                conditional = bool(one.predicate) or re.match(r"!?U?P\d", one.operands)
-                after = []
-                if one.target is not None and i < one.target <= end:
-                    after.append(ways[one.target - start])
-                if one.op not in ("EXIT", "RET", "BRA") or conditional:
-                    after.append(ways[i + 1 - start])
-                after = [way for way in after if way is not None]
-                ways[i - start] = 1 + min(after) if after else None
-            if ways[0] is not None:
-                found.append((ways[0], self.instructions[start : end + 1]))
-        return sorted(found, key=lambda loop: -len(loop[1]))
-
-    def loops(self) -> list[int]:
-        """Static instructions of every loop, from the target of a backward branch to the branch itself."""
+    def loops(self) -> list[range]:
+        """Where every loop lies, from the target of a backward branch to the branch itself; the longest first."""
         ends = [(one.target, i) for i, one in enumerate(self.instructions) if one.target is not None]
-        return sorted((end - start + 1 for start, end in ends if start < end), reverse=True)
+        return sorted((range(start, end + 1) for start, end in ends if start < end), key=lambda loop: -len(loop))
+
+    def around(self, loop: range) -> tuple[int, ...] | None:
+        """Places of the instructions on the shortest way once around ``loop``: the one past what happens only at ends,
+        where a loop has a case for them, and past inner loops. None: it always leaves."""
+        return self._way(loop.start, loop.stop - 1, min, lambda _: False)
+
+    def at(self, places: Iterable[int]) -> list[Instruction]:
+        """The instructions at ``places``, in that order."""
+        return [self.instructions[i] for i in places]
+
+    def _way(
+        self, start: int, end: int, choose: Callable, avoid: Callable[[Instruction], bool]
+    ) -> tuple[int, ...] | None:
+        """From ``start`` on without branches backwards to ``end``, the branch that closes a loop, or to an exit."""
+        size = len(self.instructions)
+        ways: list[tuple[int, int | None] | None] = [None] * (size + 1)  # instructions from here on, and the next place
+        for i in range(min(end, size - 1), start - 1, -1):
+            one = self.instructions[i]
+            conditional = bool(one.predicate) or re.match(r"!?U?P\d", one.operands)
+            after: list[tuple[int, int | None]] = []
+            if i == end or (end == size and one.op in ("EXIT", "RET")):
+                after.append((0, None))
+            places = [one.target] if one.target is not None and one.target > i else []
+            if one.op not in ("EXIT", "RET", "BRA") or conditional:
+                places.append(i + 1)
+            if i != end:
+                after += [(ways[j][0], j) for j in places if ways[j] is not None]
+            if after and not avoid(one):
+                length, following = choose(after, key=lambda way: way[0])
+                ways[i] = (1 + length, following)
+        if ways[start] is None:
+            return None
+        found, place = [], start
+        while place is not None:
+            found.append(place)
+            place = ways[place][1]
+        return tuple(found)
 
 
 def read(cubin: str | Path) -> dict[str, Kernel]:

@@ -244,7 +244,7 @@ def narrow(instruction: sass.Instruction) -> bool:
 def measure(variant: Variant) -> dict[str, float]:
     """Instructions an element (see test_triton_aot), registers, bytes of local memory, accesses of shared memory."""
     kernel = read(variant.compile(SM90))
-    count = kernel.loops()[0] if variant.loop else kernel.path(avoid=narrow) or kernel.path()
+    count = len(kernel.loops()[0]) if variant.loop else kernel.path(avoid=narrow) or kernel.path()
     return {
         "instructions": round(count / variant.elements, 2),
         "registers": kernel.registers,
