@@ -13,9 +13,9 @@ import typer
 
 import zoengine
 from zoengine.cli.compare import compare
-from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+from zoengine.cli.errors import need_hf, reported
 from zoengine.cli.meta_train import meta_train
-from zoengine.cli.shared import Debug, command_line, overrides_like, quiet
+from zoengine.cli.shared import Debug, Row, command_line, overrides_like, quiet
 from zoengine.cli.sweep import sweep
 
 app = typer.Typer(
@@ -27,7 +27,6 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, overrides_like("method.lr=1e-6")]
-Row = Annotated[str | None, typer.Option("--row", metavar="NAME", help="which of the rows that the file holds")]
 
 
 def _version(wanted: bool) -> None:
@@ -72,7 +71,7 @@ def train(
     if outcome.signal is not None:
         again = shlex.join(["zoengine", "train", str(outcome.folder), "--resume"])
         typer.echo(f"zoengine: stopped after step {outcome.step}, saved; go on with: {again}", err=True)
-        raise typer.Exit(INTERRUPTED if outcome.signal == 2 else 128 + outcome.signal)
+        raise typer.Exit(128 + outcome.signal)
     from zoengine.scores import score
 
     before, after = (score(outcome.metric, scores[outcome.metric]) for scores in (outcome.before, outcome.after))

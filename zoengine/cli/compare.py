@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+from zoengine.cli.errors import need_hf, reported
 from zoengine.cli.shared import Debug, command_line, overrides_like, quiet
 
 
@@ -20,16 +20,12 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Run all methods on the same job at equal forward passes; what is finished is not run again."""
-    with reported(debug):
+    with reported(debug, "interrupted; finished cells are kept, the same command goes on from them"):
         need_hf()
         from zoengine.compare.config import load
         from zoengine.compare.run import compare as run
 
         quiet()
-        try:
-            path = run(load(config, overrides or []), overwrite=overwrite, command=command_line())
-        except KeyboardInterrupt:
-            typer.echo("zoengine: interrupted; finished cells are kept, the same command goes on from them", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        path = run(load(config, overrides or []), overwrite=overwrite, command=command_line())
     typer.echo(path.read_text(encoding="utf-8"))
     typer.echo(f"table {path}, plot {path.with_suffix('.png')}")

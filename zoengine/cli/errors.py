@@ -20,7 +20,7 @@ from zoengine.tasks.instance import TaskError
 
 BAD_INPUT = 2  # nothing was done; something given has to change
 STOPPED = 3  # a run ended before its time
-INTERRUPTED = 130  # as shells report Ctrl-C
+INTERRUPTED = 130  # as shells report Ctrl-C, and 128 + N any signal N
 
 _HF = ("transformers", "accelerate", "peft", "safetensors", "matplotlib", "jinja2")
 
@@ -37,14 +37,19 @@ def need_hf() -> None:
 
 
 @contextmanager
-def reported(debug: bool) -> Iterator[None]:
-    """Turn the errors a user can act on into one line and an exit code; with ``debug``, let them through."""
+def reported(
+    debug: bool, interrupted: str = "interrupted; nothing was saved since the last checkpoint"
+) -> Iterator[None]:
+    """Turn the errors a user can act on into one line and an exit code; with ``debug``, let them through.
+
+    interrupted: what Ctrl-C leaves behind.
+    """
     try:
         yield
     except (NonFiniteLossError, EvaluationError) as error:
         _end(error, STOPPED, debug)
     except KeyboardInterrupt as error:
-        _end(error, INTERRUPTED, debug, "interrupted; nothing was saved since the last checkpoint")
+        _end(error, INTERRUPTED, debug, interrupted)
     except _bad_input() as error:
         _end(error, BAD_INPUT, debug)
     except _storage() as error:  # a full disk, a file that vanished

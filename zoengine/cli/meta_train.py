@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zoengine.cli.errors import INTERRUPTED, need_hf, reported
+from zoengine.cli.errors import need_hf, reported
 from zoengine.cli.shared import Debug, command_line, overrides_like, quiet
 
 
@@ -30,7 +30,7 @@ def meta_train(
         outcome = run(load(config, overrides or []), overwrite=overwrite, command=command_line())
     if outcome.signal is not None:
         typer.echo(f"zoengine: stopped after step {outcome.step}; what was learnt: {outcome.networks}", err=True)
-        raise typer.Exit(INTERRUPTED if outcome.signal == 2 else 128 + outcome.signal)
+        raise typer.Exit(128 + outcome.signal)
     typer.echo(
         f"networks of {outcome.blocks} blocks, {outcome.forward_passes} forward passes, {outcome.backward_passes} "
         f"backward passes, {outcome.seconds:.0f} s; train with: method.name=zo-finetuner "

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+Row = Annotated[str | None, typer.Option("--row", metavar="NAME", help="which of the rows that the file holds")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
