@@ -32,6 +32,7 @@ ROUNDS = 3
 
 Save = Callable[[list[rows.Row]], None]
 LeftOut = Callable[[str], None]
+LONG = 20.0  # seconds of a contestant's rounds above which there are two of them
 
 
 def measure(
@@ -45,11 +46,13 @@ def measure(
     until: float = float("inf"),
     save: Save = lambda found: None,
     left_out: LeftOut = lambda reason: None,
+    broken: LeftOut | None = None,
 ) -> list[rows.Row]:
     """Rows of the forwards, today's loop and every contestant on ``model`` for each shape (prompts, tokens).
 
     Nothing is begun after ``until`` (of ``time.monotonic``); what was not begun, or did not fit into the device's
-    memory, is told to ``left_out``. ``save`` gets all rows so far.
+    memory, is told to ``left_out``, what failed in another way to ``broken``, which otherwise is raised. ``save`` gets
+    all rows so far.
     """
     found: list[rows.Row] = []
     peaks: dict[tuple[int, int], int | None] = {}
@@ -81,6 +84,11 @@ def measure(
                 say(f"{label}, {shape[0]} x {shape[1]}: {found[-1]['measures']['seconds']:.3f} s")
             except torch.OutOfMemoryError:
                 left_out(f"{label}, {shape[0] * shape[1]:,} tokens: does not fit into memory")
+                _release()
+            except RuntimeError as error:
+                if broken is None:
+                    raise
+                broken(f"{label}, {shape[0] * shape[1]:,} tokens: {type(error).__name__}: {str(error)[:300]}")
             save(found)
         del optimizer
         _release()
@@ -105,7 +113,10 @@ def _measure_one(
         "today": lambda: baselines.mezo_step(parameters, task.loss, 1, lr=LR, eps=EPS),
         f"{optimizer.name}/{optimizer.fields.mode}": functools.partial(_step, optimizer, task.loss),
     }
+    start = time.monotonic()
     peaks = {key: _peak(function, model) for key, function in functions.items()}  # warms up, too
+    if (time.monotonic() - start) * rounds > LONG:
+        rounds = min(rounds, 2)
     taken: dict[str, list[float]] = {key: [] for key in functions}
     for _ in range(rounds):
         for key, function in functions.items():

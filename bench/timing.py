@@ -6,6 +6,7 @@ next to each other, and over rounds by the median.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,9 @@ import torch
 Function = Callable[[], object]
 
 SHORTEST = 2e-3  # seconds a sample should last on a CPU, so that the clock and a call's cost do not matter
-GPU_MILLISECONDS = 20  # of do_bench, for one sample
+GPU_MILLISECONDS = 20  # one sample on a GPU, about
+_FLUSH_BYTES = 1 << 28  # several times any L2 cache
+_QUEUEING_CYCLES = 600_000  # of a GPU, a third of a millisecond: longer than it takes to queue one call
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ def interleaved(
 ) -> list[Samples]:
     """Time ``functions`` in turn, ``rounds`` times over, after a call or two each that are not counted.
 
-    On a CPU a sample is as many calls as take two milliseconds, or one; on a GPU it is the median of
-    ``triton.testing.do_bench``, which takes CUDA events and empties the L2 cache before each call.
+    On a CPU a sample is as many calls as take two milliseconds, or one. On a GPU it is the median over some calls of
+    the time between two events, with the L2 cache emptied before each; all are queued while the GPU is kept waiting,
+    so that what Python takes for a call does not count.
     ``before(k)`` and ``after(k)`` are called around every use of function k and are not timed.
     """
     taken: list[list[float]] = [[] for _ in functions]
@@ -76,9 +80,38 @@ def interleaved(
 
 
 def _on_gpu(function: Function) -> float:
-    from triton.testing import do_bench
+    alone = _between(function)
+    count = min(max(round(GPU_MILLISECONDS / max(alone, 0.1)), 3), 50)
+    pairs = [_events() for _ in range(count)]
+    flushed = _flushed(torch.cuda.current_device())
+    torch.cuda._sleep(count * _QUEUEING_CYCLES)
+    for begin, end in pairs:
+        flushed.zero_()
+        begin.record()
+        function()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in pairs) / 1e3
 
-    return do_bench(function, warmup=5, rep=GPU_MILLISECONDS, return_mode="median") / 1e3
+
+def _between(function: Function) -> float:
+    """Milliseconds of one call."""
+    begin, end = _events()
+    begin.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+@functools.cache
+def _flushed(device: int) -> torch.Tensor:
+    """What is written to empty the L2 cache."""
+    return torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=torch.device("cuda", device))
 
 
 def _calls(function: Function) -> int:

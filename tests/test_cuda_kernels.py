@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels on a GPU: against the reference and the Triton kernels, bit for bit."""
+"""The CUDA C++ kernels on a GPU: against those for CPUs and the Triton kernels, bit for bit."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 
 from zoengine import ops
 from zoengine.noise import table
-from zoengine.ops import reference
+from zoengine.ops import extension
 
 CUDA = ops.backends()["cuda"]
 pytestmark = [
@@ -15,6 +15,8 @@ pytestmark = [
     pytest.mark.skipif(not CUDA.available, reason=f"backend cuda is not available: {CUDA.reason}"),
 ]
 
+# The C++ kernels on the CPU, whose bits are the reference's (tests/test_cpp_*.py), and which do not take minutes.
+reference = extension.load("cpu") if CUDA.available else None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Whole units on every multiprocessor more than once, cut ones, and ranges across an upper half of a block number.
 PLACES = [(3_000_000, 0), (300_000, 5), (1_000_003, 2**34 - 500_000), (7, 2**40 + 1023), (300_000, 2**63 - 300_000)]

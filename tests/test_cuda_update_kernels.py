@@ -1,11 +1,11 @@
-"""The CUDA C++ kernels of transforms, folds, rules and matrices on a GPU, against the reference bit for bit."""
+"""The CUDA C++ kernels of transforms, folds, rules and matrices on a GPU, against those for CPUs bit for bit."""
 
 import pytest
 import torch
 
 from zoengine import ops
 from zoengine.noise import table
-from zoengine.ops import reference
+from zoengine.ops import extension
 from zoengine.ops.schema import RULES, TRANSFORMS
 
 CUDA = ops.backends()["cuda"]
@@ -14,6 +14,8 @@ pytestmark = [
     pytest.mark.skipif(not CUDA.available, reason=f"backend cuda is not available: {CUDA.reason}"),
 ]
 
+# The C++ kernels on the CPU, whose bits are the reference's (tests/test_cpp_*.py), and which do not take minutes.
+reference = extension.load("cpu") if CUDA.available else None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = [(dtype, rounding) for dtype in DTYPES for rounding in (False, True) if dtype != torch.float32 or not rounding]
 # Whole units on every multiprocessor more than once, cut ones, and ranges across an upper half of a block number.

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -331,16 +332,56 @@ def test_the_sanitizer_is_judged_by_what_it_says():
     assert not safety.judged("memcheck", "cuda", 1, "Traceback\nImportError: x")["passed"]
 
 
-def test_reads_of_a_step_are_counted_by_name(tmp_path):
+def test_reads_of_a_step_are_counted_by_name():
     names = ["aten::add", "Memcpy DtoH (Device -> Pageable)", "Memcpy HtoD (Pageable -> Device)", "Memcpy DtoH"]
     assert sync.count_reads(names) == 2
-    assert sync.entries(tmp_path / "none") == 0
-    (tmp_path / "kernel").mkdir()
-    assert sync.entries(tmp_path) == 1
     for method, mode in sync.METHODS:
         optimizer, model, x = sync.optimizer(method, mode, CPU)
         optimizer.step(lambda model=model, x=x: model(x).float().square().mean())
         assert len(set(optimizer.last_losses)) > 1, method
+
+
+def test_what_triton_compiles_is_noted():
+    knobs = pytest.importorskip("triton").knobs
+    with sync.compiling() as names:
+        knobs.runtime.jit_post_compile_hook(key="", fn=SimpleNamespace(name="add_noise_kernel"), is_manual_warmup=False)
+    assert names == ["add_noise_kernel"] and knobs.runtime.jit_post_compile_hook is None
+
+
+def test_a_command_is_ended_after_its_time():
+    assert safety._run([sys.executable, "-c", "import sys; print('said'); sys.exit(9)"], 30) == (9, "said\n")
+    assert safety._run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) is None
+
+
+@pytest.mark.skipif(not ops.backends()["cpp"].available, reason="the extension is not built")
+def test_a_part_that_breaks_keeps_the_rows_under_way(tmp_path, example):
+    def breaks(error):
+        part.write(example["rows"][:1])
+        raise error
+
+    part = parts.Part(CPU, tmp_path / "found.json", 60)
+    part.measure("one", lambda: breaks(torch.OutOfMemoryError("no memory")))
+    assert part.rows == example["rows"][:1] and part.left_out == ["one: not enough memory"]
+    with pytest.raises(RuntimeError, match="illegal"):
+        part.measure("two", lambda: breaks(RuntimeError("illegal access")))
+    part.write()
+    assert json.loads((tmp_path / "found.json").read_text())["rows"] == example["rows"][:1] * 2
+    part.until = 0
+    part.measure("three", list)
+    assert part.left_out[1:] == ["three: no time left"]
+
+
+@pytest.mark.skipif(not ops.backends()["cpp"].available, reason="the extension is not built")
+def test_no_kernel_is_measured_twice(tmp_path, monkeypatch):
+    for name, value in (("SIZE", 4096), ("MAIN_SIZES", (4096, 8192)), ("ROUNDS", 1), ("free_bytes", lambda d: 1 << 40)):
+        monkeypatch.setattr(parts, name, value)
+    part = parts.Part(CPU, tmp_path / "found.json", 60)
+    parts.kernel_rows(part)
+    names = [row["case"] for row in part.rows]
+    wanted = {case.name for case in cases.cases(cases.DTYPES)}
+    assert len(names) == len(set(names)) and {name for name in names if "@" not in name} == wanted
+    assert names[-1].startswith(("segment", "add_noise")) and "add_noise/bf16/k1/gaussian/nearest@8192" in names
+    assert not part.left_out
 
 
 def test_a_check_that_raises_has_not_passed():
@@ -364,6 +405,26 @@ def test_large_models_take_turns_on_one_model():
     assert hizoo["forwards"] == 3 and hizoo["times_faster"] > 0 and not left
     assert large.measure(model, "tiny", describe(CPU), shapes=[(2, 6)], until=0.0, **arguments) == []
     assert len(left) == len(large.CONTESTANTS) and left[0] == "tiny: mezo, inplace: no time left"
+
+
+def test_a_contestant_that_fails_does_not_end_the_others(monkeypatch):
+    pytest.importorskip("transformers")
+    model = workload.load_model("tiny", "fp32", CPU, real=False)
+    step = large._step
+
+    def failing(optimizer, closure):
+        if optimizer.name == "lozo":
+            raise RuntimeError("all losses were equal")
+        step(optimizer, closure)
+
+    monkeypatch.setattr(large, "_step", failing)
+    broken, contestants = [], (("lozo", "shadow"), ("mezo", "shadow"))
+    arguments = {"shapes": [(2, 6)], "contestants": contestants, "rounds": 1}
+    found = large.measure(model, "tiny", describe(CPU), broken=broken.append, **arguments)
+    assert [row["options"]["method"] for row in found] == ["forwards", "today", "mezo"]
+    assert len(broken) == 1 and "RuntimeError: all losses were equal" in broken[0]
+    with pytest.raises(RuntimeError):
+        large.measure(model, "tiny", describe(CPU), **arguments)
 
 
 def test_models_have_the_sizes_of_their_names():
