@@ -79,3 +79,25 @@ def tiny_run(tmp_path_factory):
         "method": {"name": "mezo", "lr": 1e-2},
         "run": {"output_dir": str(folder / "run"), "steps": 9, "batch_size": 4, "seed": 3},
     }
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """From an architecture's name to the folder of its tiny model and tokenizer, made when asked for."""
+    from architectures import save_model
+
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            save_model(name, made[name])
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def llama(folders):
+    """The folder of a tiny Llama."""
+    return folders("llama")
