@@ -147,6 +147,7 @@ def mistake(result, *words):
         ("task.name=sst2", ["custom task"]),
         ("tuning={kind: lora, lora_target_modules: [no_proj]}", ["no_proj", "q_proj"]),
         ("run.backend=cuda", ["cuda"]),
+        ("run.report_to=[nowhere]", ["run.report_to", "'nowhere'", "none"]),
         ("run.output_dir=/proc/none", ["/proc/none", "cannot write"]),
     ],
 )

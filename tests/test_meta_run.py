@@ -23,6 +23,7 @@ from zoengine.cli.app import app
 from zoengine.config import ConfigError
 from zoengine.meta import config, plot, run
 from zoengine.meta.training import MetaTrainer
+from zoengine.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,13 +175,13 @@ def test_an_interrupt_keeps_what_was_learnt(path, tmp_path, monkeypatch, number,
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_keeps_what_was_learnt(path, tmp_path, monkeypatch):
-    original, calls = run._loss, []
+    original, calls = Task.loss, []
 
     def loss(*args):
         calls.append(1)
         return original(*args) * (float("nan") if len(calls) == 12 else 1.0)
 
-    monkeypatch.setattr(run, "_loss", loss)
+    monkeypatch.setattr(Task, "loss", loss)
     result = call("meta-train", path)
     assert result.exit_code == 3 and "loss nan" in result.stderr
     with safe_open(tmp_path / "out" / "networks.safetensors", framework="pt") as file:

@@ -60,7 +60,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     known: list[type[Exception]] = [
         ArenaError, BackendError, ConfigError, DataError, FieldError, MissingExtraError, PertNNError, TaskError
     ]  # fmt: skip
-    if "zoengine.trainer.run" in sys.modules:
+    if "zoengine.trainer.run" in sys.modules:  # else nobody can have raised these, and importing them takes seconds
         from zoengine.models import ModelError
         from zoengine.trainer import CheckpointError, TrainerError
         from zoengine.trainer.run import RunError

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from zoengine import data, ops, pertnn, report
@@ -26,6 +25,7 @@ from zoengine.config import dump
 from zoengine.meta.config import MetaConfig
 from zoengine.meta.plot import plot
 from zoengine.meta.training import MetaTrainer
+from zoengine.tasks import Task
 from zoengine.trainer.build import load_model, pick_device, read_splits, task_builder
 from zoengine.trainer.interrupt import StopOnSignal
 from zoengine.trainer.metrics import MetricsWriter
@@ -105,18 +105,17 @@ def meta_train(config: MetaConfig, *, overwrite: bool = False, command: str = ""
 
 
 def _loop(
-    config: MetaConfig, trainer: MetaTrainer, task: Any, encoded: list[Any], metrics: MetricsWriter, folder: Path,
+    config: MetaConfig, trainer: MetaTrainer, task: Task, encoded: list[Any], metrics: MetricsWriter, folder: Path,
     about: dict[str, str],
 ) -> int | None:  # fmt: skip
     run, model = config.run, trainer.model
-    device = trainer.arena.parameters[0].device
     stop, began, logs = StopOnSignal(), time.monotonic(), []
     progress = _Progress(run.steps)
     with stop.listening(), progress:
         lengths = [len(item["input_ids"]) if run.group_by_length else 0 for item in encoded]
         for indices in batches(lengths, run.batch_size, run.seed):
-            batch = {name: x.to(device) for name, x in task.collate([encoded[k] for k in indices]).items()}
-            row = trainer.step(lambda batch=batch: _loss(task, model, batch))
+            batch = task.on_device(model, [encoded[k] for k in indices])
+            row = trainer.step(lambda batch=batch: task.loss(model, batch))
             metrics.write("step", **row, seconds=round(time.monotonic() - began, 3))
             logs = [*logs[1 - _AVERAGED :], trainer.last_scales.log()]
             progress.show(row)
@@ -169,11 +168,6 @@ class _Progress:
             left = (self._last_line - self._began) / row["step"] * (self._steps - row["step"])
             self._stream.write(f"step {row['step']}/{self._steps}  {text}  {tqdm.format_interval(left)} left\n")
             self._stream.flush()
-
-
-def _loss(task: Any, model: Any, batch: dict[str, Tensor]) -> Tensor:
-    total, count = task.loss_sum(model, batch)
-    return total / count
 
 
 def _save(folder: Path, trainer: MetaTrainer, about: dict[str, str]) -> None:

@@ -21,8 +21,9 @@ try:
 except ImportError as error:
     raise ImportError("zoengine.models needs transformers and peft: pip install 'zoengine[hf]'") from error
 
-from zoengine.models import minilm, prefix, quantized, smollm2, tuning
+from zoengine.models import minilm, prefix, quantized, smollm2
 from zoengine.models.errors import ModelError
+from zoengine.models.tuning import Tuning
 
 Head = Literal["lm", "masked-lm", "none"] | int
 
@@ -58,7 +59,7 @@ def load(
             gives hidden states, or a number of classes: a sequence-classification model whose head, unless the weights
             have it, starts from ``seed`` and is trained whatever ``tuning`` says.
         dtype: "auto" (see :func:`pick_dtype`), "float32", "bfloat16", "float16" or a torch dtype.
-        quantization: "int8", "int4" or "nf4" keeps the frozen base so, see :mod:`zoengine.models.quantized`; its
+        quantization: "int8" or "nf4" keeps the frozen base so, see :mod:`zoengine.models.quantized`; its
             adapters are in ``dtype``.
         adapter: a folder that :func:`zoengine.models.save` wrote for an adapter of this very model; it takes the place
             of ``tuning`` and nothing is trained.
@@ -76,15 +77,15 @@ def load(
     Raises:
         ModelError: something named is not there or does not fit; the message says what to do.
     """
-    scheme = _scheme(
+    scheme = Tuning(
         kind=tuning, layers=layers, parameters=parameters, lora_r=lora_r, lora_alpha=lora_alpha,
         lora_target_modules=lora_target_modules, prefix_tokens=prefix_tokens, prefix_init=prefix_init, seed=seed,
     )  # fmt: skip
     classes = _classes(head)
     if str(name_or_path) == minilm.NAME and head in ("lm", "masked-lm"):
         raise ModelError(
-            f"{minilm.NAME!r} is an encoder and has no next word, nor a masked one; take a classification head or the "
-            "similarity to descriptions (task.name=classification or label-similarity)"
+            f"{minilm.NAME!r} is an encoder and has no next word, nor a masked one; take a classification head "
+            "(task.form=head) or the similarity to descriptions (task.form=similarity)"
         )
     device = torch.device(device)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
@@ -98,12 +99,8 @@ def load(
         model, fresh = _pretrained(source, head, options, seed)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {str(name_or_path)!r} with safetensors weights: {error}") from error
-    if classes is None and head != "none" and (fresh or (head == "lm" and _sees_both_sides(model))):
-        why = f"its weights lack {', '.join(fresh)}" if fresh else f"{type(model).__name__} is an encoder's"
-        raise ModelError(
-            f"{str(name_or_path)!r} is no {'causal' if head == 'lm' else 'masked'} language model: {why}; take a model "
-            "that was trained as one, or another task"
-        )
+    if head in ("lm", "masked-lm"):
+        _check_language_model(name_or_path, head, model, fresh)
     if classes and model.config.pad_token_id is None:  # by it, decoders find the last token of a text
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         model.config.pad_token_id = pad
@@ -137,10 +134,6 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-def _scheme(**fields: Any) -> tuning.Tuning:
-    return tuning.Tuning(**fields)  # under its own name: in load(), `tuning` is the argument
-
-
 def _classes(head: Head) -> int | None:
     if isinstance(head, int) and not isinstance(head, bool) and head > 0:
         return head
@@ -170,6 +163,20 @@ def _top(model: torch.nn.Module) -> list[str]:
         for name, module in model.named_children()
         if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
+
+
+def _check_language_model(name_or_path: str | Path, head: Head, model: Any, fresh: list[str]) -> None:
+    """Refuse a model whose head would start from random numbers, or that would see the word it is to predict."""
+    if fresh:
+        why = f"its weights lack {', '.join(fresh)}"
+    elif head == "lm" and _sees_both_sides(model):
+        why = f"{type(model).__name__} is an encoder's"
+    else:
+        return
+    raise ModelError(
+        f"{str(name_or_path)!r} is no {'causal' if head == 'lm' else 'masked'} language model: {why}; take a model "
+        "that was trained as one, or another task.form"
+    )
 
 
 def _sees_both_sides(model: Any) -> bool:

@@ -23,6 +23,14 @@ from zoengine.models.errors import ModelError
 INITS = ("activations", "random")
 
 
+def check(tokens: int, init: str) -> None:
+    """Raises ModelError unless there is at least one token and ``init`` is one of INITS."""
+    if tokens < 1:
+        raise ModelError(f"prefix_tokens={tokens}; expected at least 1")
+    if init not in INITS:
+        raise ModelError(f"prefix_init is {init!r}; expected one of {', '.join(INITS)}")
+
+
 def with_prefix(
     model: Any, tokenizer: Any, *, tokens: int, init: str, seed: int, head: str | int, top: Sequence[str]
 ) -> Any:
@@ -31,16 +39,12 @@ def with_prefix(
     The prefix is one fp32 matrix (tokens, layers x 2 x key-value heads x head size), whatever the model's dtype.
 
     Raises:
-        ModelError: ``tokens`` or ``init`` is not usable, or the model's attention takes no keys and values from before.
+        ModelError: the model's attention takes no keys and values from before.
     """
     import peft
 
     from zoengine.models.tuning import task_type
 
-    if tokens < 1:
-        raise ModelError(f"prefix_tokens={tokens}; expected at least 1")
-    if init not in INITS:
-        raise ModelError(f"prefix_init is {init!r}; expected one of {', '.join(INITS)}")
     ids = draw_tokens(tokenizer, model, tokens, seed)
     real = _keys_and_values(model, ids)
     config = peft.PrefixTuningConfig(

@@ -44,6 +44,12 @@ class Tuning:
                 f"layers={self.layers!r} does not go with tuning={self.kind} (a prefix stands before all); take "
                 "tuning=lora, subset or full, or leave layers out"
             )
+        if self.layers is not None:
+            _ends(self.layers)
+        if self.kind == "subset":
+            _pattern(self.parameters)
+        if self.kind == "prefix":
+            prefix.check(self.prefix_tokens, self.prefix_init)
 
     def __call__(self, model: Any, tokenizer: Any, *, head: str | int, top: Sequence[str]) -> Any:
         """``model`` with ``requires_grad`` set, wrapped by PEFT for "lora" and "prefix".
@@ -116,6 +122,14 @@ def pick_layers(model: torch.nn.Module, layers: str | Sequence[int]) -> tuple[st
             its layers.
     """
     place, count = _layer_list(model)
+    first, last = (end + count if end < 0 else end for end in _ends(layers))
+    if not 0 <= first <= last < count:
+        raise ModelError(f"layers={layers!r} is out of range; this model has {count} layers, 0 to {count - 1}")
+    return place, list(range(first, last + 1))
+
+
+def _ends(layers: str | Sequence[int]) -> list[int]:
+    """The first and last layer as given, negative ones too."""
     if isinstance(layers, str):
         match = re.fullmatch(r"\s*(-?\d+)\s*-\s*(-?\d+)\s*", layers)
         ends = [int(part) for part in match.groups()] if match else []
@@ -123,10 +137,7 @@ def pick_layers(model: torch.nn.Module, layers: str | Sequence[int]) -> tuple[st
         ends = list(layers)
     if len(ends) != 2 or not all(isinstance(end, int) and not isinstance(end, bool) for end in ends):
         raise ModelError(f"layers={layers!r} is not of the form (first, last) or 'first-last', such as '20-29'")
-    first, last = (end + count if end < 0 else end for end in ends)
-    if not 0 <= first <= last < count:
-        raise ModelError(f"layers={layers!r} is out of range; this model has {count} layers, 0 to {count - 1}")
-    return place, list(range(first, last + 1))
+    return ends
 
 
 def _layer_list(model: torch.nn.Module) -> tuple[str, int]:
@@ -143,12 +154,15 @@ def _layer_list(model: torch.nn.Module) -> tuple[str, int]:
     return outermost[0], count
 
 
-def _matching(names: Sequence[str], parameters: str) -> list[str]:
+def _pattern(parameters: str) -> re.Pattern[str]:
     try:
-        pattern = re.compile(parameters)
+        return re.compile(parameters)
     except re.error as error:
         raise ModelError(f"parameters={parameters!r} is not a regular expression: {error}") from error
-    chosen = [name for name in names if pattern.search(name)]
+
+
+def _matching(names: Sequence[str], parameters: str) -> list[str]:
+    chosen = [name for name in names if _pattern(parameters).search(name)]
     if not parameters or not chosen:
         kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name in names})
         raise ModelError(f"parameters={parameters!r} names no parameter; there are {', '.join(kinds)}")

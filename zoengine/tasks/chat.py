@@ -21,6 +21,7 @@ from typing import Any
 
 from zoengine.tasks.entry import Row
 from zoengine.tasks.instance import TaskError
+from zoengine.tasks.sequences import common
 
 IGNORED = -100  # the label of a token that is not trained, as everywhere in transformers
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -103,7 +104,7 @@ def _text(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list
     if tokenizer.eos_token_id is None:
         raise TaskError("the tokenizer has no EOS token to end a completion with; set tokenizer.eos_token")
     ids = _ids(tokenizer, prompt + completion)
-    start = _shared(_ids(tokenizer, prompt), ids)
+    start = common([_ids(tokenizer, prompt), ids])
     if ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     return ids, [position >= start for position in range(len(ids))]
@@ -114,7 +115,7 @@ def _conversation(template: _Template, exchange: Exchange) -> tuple[list[int], l
     whole = template.text(messages)
     if template.marks_generation:
         ids, trained = template.marked(messages)
-        start = _shared(template.ids(template.before(whole, exchange.prompt)), ids) if exchange.prompt else 0
+        start = common([template.ids(template.before(whole, exchange.prompt)), ids]) if exchange.prompt else 0
         return ids, [bool(on) and position >= start for position, on in enumerate(trained)]
     ids = template.ids(whole)
     trained = [False] * len(ids)
@@ -122,7 +123,7 @@ def _conversation(template: _Template, exchange: Exchange) -> tuple[list[int], l
         if messages[k]["role"] == "assistant":
             before = template.before(whole, messages[:k])
             through = template.through(whole, messages[: k + 1], len(before))
-            start, stop = (_shared(template.ids(text), ids) for text in (before, through))
+            start, stop = (common([template.ids(text), ids]) for text in (before, through))
             trained[start:stop] = [True] * (stop - start)
     return ids, trained
 
@@ -164,7 +165,7 @@ class _Template:
     def through(self, whole: str, messages: Sequence[Message], start: int) -> str:
         """The start of the text ``whole`` that ends with the last of ``messages``, written from ``start`` on."""
         text = self.text(messages)
-        same = text[: _shared(text, whole)]
+        same = text[: common([text, whole])]
         # Some templates end every text with a token of its own, which is missing once others follow.
         content = messages[-1].get("content")
         if same != text and not (isinstance(content, str) and content.strip() and content.strip() in same[start:]):
@@ -181,7 +182,7 @@ class _Template:
 
 
 def _rewritten(text: str, whole: str, count: int) -> TaskError:
-    at = _shared(text, whole)
+    at = common([text, whole])
     return TaskError(
         f"the chat template writes the first {count} messages differently once others follow "
         f"({text[at : at + 40]!r} becomes {whole[at : at + 40]!r}), so what the assistant says cannot be told apart; "
@@ -237,8 +238,3 @@ def _extras(row: Row) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, truncation=False, verbose=False)["input_ids"]
-
-
-def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Length of the longest common start."""
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -65,10 +65,10 @@ class Entry:
             TaskError for a label that is none of the options.
         labels: of a classification, names of its classes in the order of the label's index.
         hub: None for rows that only files hold.
-        metric: what is reported first: accuracy, f1 or exact_match.
+        metric: what is reported first: accuracy, f1, exact_match or token_accuracy.
         masked: None where no masked prompt is known.
         num_train, num_eval, num_test: how many examples its users take; None: all.
-        max_new_tokens: of a generation.
+        max_new_tokens: of an answer, in a generation or chat.
     """
 
     name: str

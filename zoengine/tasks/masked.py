@@ -6,7 +6,6 @@ Templates and limits are those of LM-BFF (Gao et al. 2021, https://arxiv.org/abs
 2023, https://arxiv.org/abs/2305.17333) uses for RoBERTa.
 """
 
-import itertools
 import logging
 import weakref
 from collections.abc import Sequence
@@ -120,7 +119,8 @@ class MaskedPrompt(LabelledTexts):
         given = list(texts)
         if self.masked.first_limit is not None:
             texts[0] = self._shortened(texts[0], self.masked.first_limit)
-        for round_ in itertools.count():  # what is left of a text may need a token more than was counted
+        shortened = 0
+        while True:
             ids = self._ids(self.masked.template.format(*texts, mask=self.tokenizer.mask_token))
             excess = len(ids) - self.reader.max_length
             if excess <= 0:
@@ -129,8 +129,9 @@ class MaskedPrompt(LabelledTexts):
             longest = lengths.index(max(lengths))
             if lengths[longest] == 0:
                 raise TaskError(f"max_length={self.reader.max_length} has no room for {self.masked.template!r}")
-            texts[longest] = self._shortened(texts[longest], max(0, lengths[longest] - excess - round_))
-        raise AssertionError("unreachable")
+            # What is left of a text may need a token more than was counted: each round takes one more.
+            texts[longest] = self._shortened(texts[longest], max(0, lengths[longest] - excess - shortened))
+            shortened += 1
 
     def _shortened(self, text: str, tokens: int) -> str:
         ids = self._ids(text, special=False)

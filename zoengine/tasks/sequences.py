@@ -106,14 +106,11 @@ class Sequences:
         raise TaskError("a prompt is empty and the tokenizer has neither a BOS nor an EOS token to begin with")
 
 
-def common(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences have in common at their beginning."""
-    length = 0
-    for tokens in zip(*sequences, strict=False):
-        if any(token != tokens[0] for token in tokens):
-            break
-        length += 1
-    return length
+def common(sequences: Sequence[Sequence[Any]]) -> int:
+    """How many tokens, or characters, all sequences have in common at their beginning."""
+    first, last = min(sequences), max(sequences)  # in the order of words: what these two begin with, all between do
+    shortest = min(len(first), len(last))
+    return next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), shortest)
 
 
 def positions(model: nn.Module) -> int | None:

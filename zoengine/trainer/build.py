@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
 
 from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError
@@ -36,7 +37,7 @@ _LENGTHS = {"prompt": 2048, "masked": None, "head": 128, "similarity": 128}
 
 
 def load_model(config: Config, device: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of ``config``, ready to be tuned as it says."""
+    """(model, tokenizer) of ``config``; what its tuning scheme trains requires gradients, the rest is frozen."""
     tuning = config.tuning
     return models.load(
         config.model.path, head=head(config), dtype=config.model.dtype, device=device, seed=config.run.seed,
@@ -148,6 +149,14 @@ def facts(model: Any, examples: dict[str, list[Any]]) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "splits": {name: {"n": len(e), "hash": data.split_hash(e)} for name, e in examples.items()},
     }
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Raises ConfigError unless transformers can report to all of `names` here."""
+    available = [*get_available_reporting_integrations(), "all", "none"]
+    for name in names:
+        if name not in available:
+            raise ConfigError(f"run.report_to: {name!r} is not installed, or unknown; there are {', '.join(available)}")
 
 
 def pick_device(name: str) -> str:

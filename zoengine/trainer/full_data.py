@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from zoengine.trainer.task_loss import mean
 
 
 class FullLoss:
@@ -34,8 +35,7 @@ class FullLoss:
         self.forwards = len(self._starts)
 
     def __call__(self) -> Tensor:
-        parts = [self._loss_sum(self._collate(self._rows(start))) for start in self._starts]
-        return torch.stack([total for total, _ in parts]).sum() / sum(count for _, count in parts)
+        return mean([self._loss_sum(self._collate(self._rows(start))) for start in self._starts])
 
     def _rows(self, start: int) -> list[Any]:
         stop = min(start + self._starts.step, len(self._dataset))

@@ -25,7 +25,7 @@ from zoengine.config_files import flat
 from zoengine.scores import score
 from zoengine.tasks import Task
 from zoengine.trainer import checkpoint
-from zoengine.trainer.build import facts, head, load_model, pick_device, read_splits, task_builder
+from zoengine.trainer.build import check_reporters, facts, head, load_model, pick_device, read_splits, task_builder
 from zoengine.trainer.interrupt import StopOnSignal
 from zoengine.trainer.metrics import NOT_SCORES, MetricsWriter
 from zoengine.trainer.trainer import ZOTrainer
@@ -84,6 +84,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, comm
     """
     began = time.monotonic()
     device = pick_device(config.model.device)
+    check_reporters(config.run.report_to)
     build_task = task_builder(config)
     splits = read_splits(config)
     folder, start = _folder(config, resume, overwrite)
@@ -185,7 +186,7 @@ class _Run:
         }
 
     def _measure(self, step: int, passes: int) -> None:
-        """Score eval and test at theta, and remember what is predicted for the first sentences of one of them."""
+        """Score eval and test with the present weights, and keep what is answered to the first examples of one."""
         for split in sorted(set(self.examples) - {"train"}):
             done = [row for row in self.metrics.rows if row["kind"] == "eval"]
             if any((row["split"], row["step"]) == (split, step) for row in done):
