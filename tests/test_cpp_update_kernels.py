@@ -84,6 +84,15 @@ def test_state_fold_is_the_reference(isa, dtype, noise):
                 assert_same(x, after_x, f"x, {what}")
 
 
+def test_the_norm_counts_no_more_than_there_is_of_the_last_tile():
+    state, none = torch.ones(1500), torch.zeros(0, dtype=torch.int64)
+    valid = torch.tensor([1024, 1024], dtype=torch.int32)
+    rest = (torch.tensor([5]), torch.tensor([0]), torch.tensor([0.5]), None, None, None, None, valid, 1024, 0)
+    assert torch.equal(cpp.state_fold_(state.clone(), None, *rest), reference.state_fold_(state.clone(), None, *rest))
+    unmoved = (none, none, none.float(), *rest[3:])
+    assert cpp.state_fold_(state, None, *unmoved).item() == 1500 and valid.tolist() == [1024, 1024]
+
+
 def test_the_norm_counts_valid_elements_alone():
     state = randn(5000)
     state[1500] = float("nan")

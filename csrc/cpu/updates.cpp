@@ -47,8 +47,16 @@ Tensor state_fold_(const Tensor& state, const std::optional<Tensor>& x, const Te
   Range<kOperands> range{{}, state.numel(), static_cast<uint64_t>(offset)};
   range.operands[kState0] = written(values_of(state.mutable_data_ptr(), kFloat32));
   if (x) range.operands[kX] = written(values_of(x->mutable_data_ptr(), dtype));
+  std::vector<int32_t> counted;  // as `valid`, but of a last tile that is cut no more than is there: the rest is padding
   if (valid) {
-    range.operands[kValid] = {valid->const_data_ptr(), 32, true};
+    const int32_t* given = valid->const_data_ptr<int32_t>();
+    range.operands[kValid] = {given, 32, true};
+    const auto rest = static_cast<int32_t>(state.numel() % kTile);
+    if (rest != 0 && given[valid->numel() - 1] > rest) {
+      counted.assign(given, given + valid->numel());
+      counted.back() = rest;
+      range.operands[kValid].data = counted.data();
+    }
     range.operands[kSquares] = {squares.data(), 64, true, true};
   }
   run_update(kernels().state_fold[dtype], args, range);
