@@ -62,6 +62,7 @@ def check_add_noise(
         assert same(out, expected) and same(x, before)
 
 
+@pytest.mark.gpu  # or in the interpreter
 class TestKernels:
     __test__ = GPU or INTERPRETED
 

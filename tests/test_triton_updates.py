@@ -54,6 +54,7 @@ def valid_elements(n: int) -> torch.Tensor:
     return torch.tensor([(1024, 1000, 0, 1024, 77)[t % 5] for t in range(tiles)], dtype=torch.int32, device=DEVICE)
 
 
+@pytest.mark.gpu  # or in the interpreter
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy in the interpreter, at NaN, infinities and idle lanes
 class TestKernels:
     __test__ = GPU or INTERPRETED
