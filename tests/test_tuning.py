@@ -83,6 +83,19 @@ def test_schemes_confined_to_layers(llama, tmp_path):
     assert torch.equal(logits(again), logits(lora))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tuning": "subset", "parameters": "("}, "not a regular expression"),
+        ({"tuning": "lora", "layers": "all"}, "not of the form"),
+        ({"tuning": "prefix", "prefix_tokens": 0}, "prefix_tokens=0"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(fields, message):
+    with pytest.raises(ModelError, match=message):
+        load("/no/such/model", **fields)
+
+
 def test_a_new_head_is_trained_besides_the_layers(llama):
     model, _ = load(llama, head=2, dtype="float32", layers=(3, 3))
     assert trained(model) == {n for n, _ in model.named_parameters() if ".layers.3." in n or n == "score.weight"}

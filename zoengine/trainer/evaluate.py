@@ -39,16 +39,7 @@ def evaluate(
         RunError: a run without weights, or a split that is not there.
         ConfigError, DataError, ModelError, TaskError: something named is missing or does not fit.
     """
-    path = Path(target)
-    is_file = path.suffix in (".yaml", ".yml")
-    if row is not None and not is_file:
-        raise RunError(f"--row chooses a row of a config file, and {target} is none")
-    if (path / "config.yaml").is_file():
-        settings, weights = config.load(path, overrides), _weights(path)
-    elif is_file:
-        settings, weights = config.load(path, overrides, row), None
-    else:
-        settings, weights = config.for_model(target, overrides), None
+    settings, weights = _target(target, overrides, row)
     if split not in ("eval", "test"):
         raise RunError(f"--split takes eval or test, got {split!r}")
     if (shots or null_prompt is not None) and (settings.task.form != "prompt" or settings.task.kind == "chat"):
@@ -69,7 +60,6 @@ def evaluate(
     else:
         task = Calibrated(tokenizer, max_length=max_length(settings, model))
         scores = task.evaluate(model, asked, null_prompt, settings.run.eval_batch_size)
-    facts = {"model": str(weights or settings.model.path), "split": split, "split_hash": data.split_hash(splits[split])}
     return {
         **scores,
         "metric": task.metric,
@@ -77,8 +67,23 @@ def evaluate(
         "null_prompt": null_prompt,
         "truncated": task.truncated,
         "skipped": task.skipped,
-        **facts,
+        "model": str(weights or settings.model.path),
+        "split": split,
+        "split_hash": data.split_hash(splits[split]),
     }
+
+
+def _target(target: str, overrides: Sequence[str], row: str | None) -> tuple[config.Config, Path | None]:
+    """The configuration to measure by, and the run's weights; None: those of the model that it names."""
+    path = Path(target)
+    is_file = path.suffix in (".yaml", ".yml")
+    if row is not None and not is_file:
+        raise RunError(f"--row chooses a row of a config file, and {target} is none")
+    if (path / "config.yaml").is_file():
+        return config.load(path, overrides), _weights(path)
+    if is_file:
+        return config.load(path, overrides, row), None
+    return config.for_model(target, overrides), None
 
 
 def _weights(folder: Path) -> Path:
