@@ -145,6 +145,7 @@ def mistake(result, *words):
         ("task.options=[good]", ["two different options"]),
         ("task={name: sst3}", ["sst3", "'sst5'"]),
         ("task.name=sst2", ["custom task"]),
+        ("task.answers=text", ["answers", "kind classification", "leave it out"]),
         ("tuning={kind: lora, lora_target_modules: [no_proj]}", ["no_proj", "q_proj"]),
         ("run.backend=cuda", ["cuda"]),
         ("run.report_to=[nowhere]", ["run.report_to", "'nowhere'", "none"]),

@@ -52,6 +52,13 @@ class Data(Section):
     split_column: str | None = None
 
 
+# Keys of custom tasks that a kind has no use for; where others are out of place, zoengine.tasks.catalog says so.
+_UNUSED = {
+    "classification": ("answers", "max_new_tokens"), "choice": ("answers", "max_new_tokens"),
+    "generation": ("label",), "chat": ("label", "answers"),
+}  # fmt: skip
+
+
 class Task(Section):
     """What is to be learnt, and in which form a model is asked.
 
@@ -92,6 +99,9 @@ class Task(Section):
             raise ValueError(f"{first} describes a custom task; set name to custom, or leave {first} out")
         if self.name == "custom" and self.kind is None:
             raise ValueError("a custom task needs kind: classification, choice, generation or chat")
+        for key in _UNUSED.get(self.kind, ()):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} does not belong to kind {self.kind}; leave it out")
         for key in ("descriptions", "scale"):
             if self.form != "similarity" and self.given(key):
                 raise ValueError(f"{key} belongs to form similarity, not to {self.form}")

@@ -89,14 +89,9 @@ def load(
     found: dict[str, list[Instance]] = {part: [] for part in PARTS}
     if "train" in parts or ("eval" in parts and eval is None):
         pool = read("train", train)
-        if eval is not None:
-            found["train"] = (
-                data.draw(pool, num_train, seed) if k_shot is None
-                else data.few_shot(pool, _label, seed=seed, k=k_shot, official=official)[0]
-            )  # fmt: skip
-        elif k_shot is not None:
+        if k_shot is not None:
             found["train"], found["eval"] = data.few_shot(pool, _label, seed=seed, k=k_shot, official=official)
-        elif num_eval == 0:
+        elif eval is not None or num_eval == 0:
             found["train"] = data.draw(pool, num_train, seed)
         else:
             found["train"], found["eval"] = data.divide(
