@@ -143,6 +143,8 @@ def to_device(name: str, tensor: Tensor, device: torch.device) -> Tensor:
         return tensor.contiguous()
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} is on {tensor.device} but the data is on {device}; pass it from the host or there")
+    if tensor.numel() == 0:
+        return torch.empty_like(tensor, device=device)  # nothing to copy, so nothing that a graph capture could refuse
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)  # no host synchronisation
     return tensor.to(device)
