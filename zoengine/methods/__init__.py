@@ -62,8 +62,8 @@ _METHODS: dict[str, type[ZOOptimizer | FirstOrder]] = {
     method.name: method
     for method in (
         MeZO, MeZOMomentum, MeZOAdam, ZOAdaMM, ZOAdaMU, ZOSignSGD, MeZOSVRG, LOZO, LOZOM, HiZOO, SubZero, SparseMeZO,
-        RoZO, RoZOMomentum,
-        ZOFinetuner, LOREN, LORENOfficial, ConMeZO, MeZOGV, MeZOGreedy, SubZeroGV, SubZeroGreedy, FTSGD, FTAdamW,
+        RoZO, RoZOMomentum, ZOFinetuner, LOREN, LORENOfficial, ConMeZO, MeZOGV, MeZOGreedy, SubZeroGV, SubZeroGreedy,
+        FTSGD, FTAdamW,
     )
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from zoengine.arena import Arena
 from zoengine.directions import Call, Change, Evaluate, Fold, FoldAndUpdate, Request, Rule, Step, Update
 from zoengine.evaluation import Closure, Mode, choose_mode
 from zoengine.evaluation.base import read, uninterrupted
+from zoengine.methods import spsa
 from zoengine.methods.fields import FieldError, Fields, build
 from zoengine.noise import table
 from zoengine.transforms import Dense, States
@@ -105,9 +106,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         return self._step_number
 
     @classmethod
-    @abstractmethod
     def forwards_per_step(cls, fields: Fields) -> int:
-        """Forward passes one step takes with these hyperparameters."""
+        """Forward passes one step takes with these hyperparameters; unless overridden, those of one SPSA estimate."""
+        return spsa.forwards(fields)
 
     @abstractmethod
     def run(self, step: Step) -> Run:

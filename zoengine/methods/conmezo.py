@@ -53,10 +53,6 @@ class ConMeZO(ZOOptimizer):
     def new_memory(self) -> dict[str, Any]:
         return {"started": False}
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def run(self, step: Step) -> Run:
         directions = [self._direction(step.seed(k)) for k in range(self.fields.n_queries)]
         estimate = yield from spsa.estimate(step, self.fields, directions)

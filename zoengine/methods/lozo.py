@@ -40,10 +40,6 @@ class LOZO(ZOOptimizer):
     Fields = LOZOFields
     transform: Lozo
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def make_transform(self) -> Dense:
         self._drawn: Step | None = None
         return Lozo(self.arena, self.fields.noise, self._states, self.fields.rank)

@@ -18,10 +18,6 @@ class MeZO(ZOOptimizer):
     name = "mezo"
     Fields = Fields
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def run(self, step: Step) -> Run:
         estimate = yield from spsa.estimate(step, self.fields)
         yield Update(estimate.terms)

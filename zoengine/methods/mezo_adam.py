@@ -76,10 +76,6 @@ class MeZOAdam(ZOOptimizer):
     def new_memory(self) -> dict[str, Any]:
         return {"log": []} if self.fields.moments == "recomputed" else {}
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def run(self, step: Step) -> Run:
         estimate = yield from spsa.estimate(step, self.fields)
         if self.fields.moments == "stored":
@@ -108,10 +104,6 @@ class ZOAdaMM(ZOOptimizer):
     name = "zo-adamm"
     Fields = AdamFields
     state_names = ("first_moment", "second_moment", "largest_moment")
-
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
 
     def run(self, step: Step) -> Run:
         estimate = yield from spsa.estimate(step, self.fields)

@@ -33,10 +33,6 @@ class MeZOMomentum(ZOOptimizer):
     Fields = MomentumFields
     state_names = ("momentum",)
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def run(self, step: Step) -> Run:
         estimate = yield from spsa.estimate(step, self.fields)
         beta1 = self.fields.beta1

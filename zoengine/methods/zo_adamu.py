@@ -60,10 +60,6 @@ class ZOAdaMU(ZOOptimizer):
     Fields = AdaMUFields
     state_names = ("simulated_momentum",)
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def run(self, step: Step) -> Run:
         alpha, b1, b2 = coefficients(self.fields, step.number)
         seed, first, second = step.seed(), math.sqrt(alpha), math.sqrt(1 - alpha)

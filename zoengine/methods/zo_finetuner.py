@@ -59,10 +59,6 @@ class ZOFinetuner(ZOOptimizer):
     name = "zo-finetuner"
     Fields = ZOFinetunerFields
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def make_transform(self) -> Scaled:
         return Scaled(self.arena, self.fields.noise, self._states)
 

@@ -31,10 +31,6 @@ class ZOSignSGD(ZOOptimizer):
     name = "zo-signsgd"
     Fields = SignFields
 
-    @classmethod
-    def forwards_per_step(cls, fields: Fields) -> int:
-        return spsa.forwards(fields)
-
     def run(self, step: Step) -> Run:
         estimate = yield from spsa.estimate(step, self.fields)
         if self.fields.sign_mode == "elementwise":
