@@ -20,7 +20,7 @@ from bench.progress import say
 from bench.step import EPS, LR
 from bench.timing import Samples, once
 from bench.workload import Closure, Task
-from zoengine import methods
+from zoengine import methods, ops
 from zoengine.methods import ZOOptimizer
 
 CONTESTANTS = (
@@ -123,6 +123,7 @@ def _measure_one(
             taken[key].append(once(function))
     samples = {key: Samples(tuple(seconds)) for key, seconds in taken.items()}
     options = {"model": name, "dtype": _dtype(model), "batch": shape[0], "tokens": shape[1]}
+    options["backend"] = ops.current(parameters[0].device)
     found = []
     for key, seconds in samples.items():
         if key in ("forwards", "today") and not fresh:
