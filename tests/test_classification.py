@@ -205,7 +205,7 @@ def test_a_decoder_with_a_head(tiny_run):
 
 
 def test_an_encoder_predicts_no_words():
-    with pytest.raises(ModelError, match=r"task\.name=classification"):
+    with pytest.raises(ModelError, match=r"task\.form=head"):
         models.load("minilm-l6")
 
 
