@@ -129,7 +129,7 @@ class Task(ABC):
         return 1, len(item["input_ids"])
 
     def batches(self, encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
-        """Indices of examples of like length, at most `batch_size` sequences and BATCH_TOKENS tokens, or one example"""
+        """Indices of examples of like length, at most `batch_size` sequences and BATCH_TOKENS tokens, or one."""
         sizes = [self.size(item) for item in encoded]
         chosen: list[int] = []
         sequences = 0

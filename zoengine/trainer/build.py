@@ -11,6 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from zoengine import data, models, ops, report
 from zoengine.config import Config, ConfigError
+from zoengine.config_sections import Problem
 from zoengine.config_sections import Task as TaskSection
 from zoengine.tasks import (
     Classification,
@@ -47,12 +48,12 @@ def load_model(config: Config, device: str) -> tuple[Any, Any]:
     )  # fmt: skip
 
 
-def head(config: Config) -> str | int:
+def head(config: Problem) -> str | int:
     """What :func:`zoengine.models.load` puts on top of the model for this task."""
     return _HEADS[config.task.form] if config.task.form != "head" else len(read_entry(config).labels)
 
 
-def read_entry(config: Config) -> Entry:
+def read_entry(config: Problem) -> Entry:
     """The task's entry: of the catalogue, or made of the description of a custom task.
 
     Raises:
@@ -62,13 +63,13 @@ def read_entry(config: Config) -> Entry:
     return catalog.custom(**task.description) if task.name == "custom" else catalog.get(task.name)
 
 
-def max_length(config: Config, model: Any) -> int | None:
+def max_length(config: Problem, model: Any) -> int | None:
     """Tokens that an example may have: what ``task.max_length`` or the form says, and not more than the model reads."""
     limits = (config.task.max_length or _LENGTHS[config.task.form], positions(model))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def task_builder(config: Config) -> Callable[[Any, Any], Task]:
+def task_builder(config: Problem) -> Callable[[Any, Any], Task]:
     """What makes the task of ``config``, with its objective, for a tokenizer and its model.
 
     Call this before a model is loaded: whatever is wrong without one is said here.
