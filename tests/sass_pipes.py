@@ -2,20 +2,21 @@
 
 Sources, where they agree: the table "Throughput of Native Arithmetic Instructions" of NVIDIA's CUDA C++ Best Practices
 Guide (13.0, section 12.1.1; https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/), and the pipelines of the Nsight
-Compute profiling guide with what NVIDIA says of them per chip (https://forums.developer.nvidia.com/t/302018): on 8.0 one
-FMA pipe runs fp32 and IMAD; from 9.0 on there are two, "heavy" for both and "lite" for fp32 alone.
+Compute profiling guide with what NVIDIA says of them per chip (https://forums.developer.nvidia.com/t/302018): on 8.0
+one FMA pipe runs fp32 and IMAD; from 9.0 on there are two, "heavy" for both and "lite" for fp32 alone.
 
-Less certain, taken from public microbenchmarks of single instructions on A100, H100 and B300:
+Less certain, from public microbenchmarks of single instructions on A100, H100 and B300:
 
 * IMAD.WIDE and IMAD.HI pass through the multiplier twice (32 lanes a clock); the Guide has one number for all of IMAD.
-* F2FP, which packs two fp32 numbers, is on the ALU. The Guide's 16 a clock is for conversions one by one, on the XU.
-* FFMA2 and HFMA2 occupy both FMA pipes, HFMA2.MMA the unit of fp64; VIADD is on the heavy one.
-* Each access of 128 bytes a warp takes the LSU a clock, as its data path is wide. Bank conflicts, and atomic additions
-  to one address, take longer and are not seen here.
+* F2FP, which packs two fp32 numbers, is on the ALU, as are compares of packed halves. The Guide's 16 a clock is for
+  conversions one by one, on the XU.
+* FFMA2 and HFMA2 occupy both FMA pipes, HFMA2.MMA the unit of fp64; VIADD, HADD2.F32 and FHADD are on the heavy one.
+* The LSU takes a clock for every 128 bytes of a warp. Bank conflicts, and atomic additions to one address, take longer
+  and are not seen here.
 
-Left out because nothing here comes near them: the uniform datapath, branches, barriers and the constant cache take issue
-slots only. Register banks are left out too: on 9.0 each of the two delivers about one operand a warp and clock, and add_noise
-asks each for 0.85 an instruction.
+Left out, because nothing comes near them: the uniform datapath, branches, barriers and the constant cache take issue
+slots only. Register banks too: on 9.0 each of the two seems to deliver about one operand a warp and clock, and the
+kernels of add_noise_ ask each for 0.85 an instruction.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ RATES: dict[str, dict[str, int]] = {
 }
 
 _OPS = {
-    "alu": """F2FP FMNMX FSEL FSET FSETP I2FP IABS IADD3 IMNMX ISETP LEA LOP3 MOV P2R PLOP3 PRMT R2P SEL SGXT SHF
+    "alu": """F2FP FMNMX FSEL FSET FSETP HSETP2 I2FP IABS IADD3 IMNMX ISETP LEA LOP3 MOV P2R PLOP3 PRMT R2P SEL SGXT SHF
               VIADDMNMX VIMNMX""",
     "fp32": "FADD FFMA FMUL",
     "two fp32": "FADD2 FFMA2 FMUL2",
-    "half": "HADD2 HFMA2",
+    "half": "FHADD HADD2 HFMA2",
     "imad": "IMAD VIADD",
     "xu": "F2F F2I FCHK I2F MUFU",
     "fp64": "DADD DFMA DMUL DSETP",
@@ -67,7 +68,10 @@ def slots(instruction: sass.Instruction, capability: str) -> dict[str, int]:
         passes = 2 if {"WIDE", "HI"} & set(instruction.mnemonic.split(".")) else 1
         used = {"fma": passes, "fmaheavy": passes}
     elif kind == "half" and capability != "8.0":
-        used = {"fp64": 1} if instruction.mnemonic.endswith(".MMA") else {"fma": 2, "fmaheavy": 1}
+        mixed = instruction.op == "FHADD" or instruction.mnemonic == "HADD2.F32"  # of fp32 and a half
+        used = {"fma": 1 if mixed else 2, "fmaheavy": 1}
+        if instruction.mnemonic.endswith(".MMA"):
+            used = {"fp64": 1}
     elif kind == "lsu":
         used = {"lsu": 1 if instruction.op == "SHFL" else max(1, instruction.bits // 32)}
     else:

@@ -1,8 +1,8 @@
 """The CUDA files compile, and what they compile to stays within stored budgets. Needs nvcc, no GPU.
 
-tests/budgets/cuda_*.json holds, for each counted kernel, the registers a thread may take, and what an element may cost in
-the main loop: instructions and, of these, passes through each pipe (sass_pipes.py). Kernels for any number of terms and
-states ("any") have more entries: what each further term and each state adds. To store what the compiler gives now, after
+tests/budgets/cuda_*.json holds, for each counted kernel, the registers of a thread and what an element may cost in
+the main loop: instructions ("issue") and passes through each pipe (sass_pipes.py). Kernels for any number of terms and
+states ("any") have more entries: what every term and every state adds. To store what the compiler gives now, after
 looking at it:
 ZOENGINE_WRITE_BUDGETS=1 pytest tests/test_cuda_build.py
 """

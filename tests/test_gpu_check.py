@@ -16,7 +16,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is not installed
 
-from bench import cases, gpu_check, kernels, large, predict, workload
+from bench import cases, gpu_check, kernels, large, workload
 from bench.environment import describe
 from bench.gpu import calls, check, device, parts, predictions, report, safety, sync
 from zoengine import ops
@@ -240,14 +240,25 @@ def test_results_are_checked(example):
 
 def test_the_report_of_the_example(example, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "FOLDER", tmp_path)
-    one = {"case": "add_noise/bf16/k1/gaussian/nearest", "backend": "cuda", "instructions": 33.0, "bytes": 4.0}
-    kernels_predicted = [{**one, "bound": "bytes", "percent_of_copy": 100.0}]
-    (tmp_path / "predicted-sm90.json").write_text(json.dumps({"kernels": kernels_predicted}))
-    text = report.render(example)
+    one = {"case": "add_noise/bf16/k1/gaussian/nearest", "backend": "cuda", "pipes": {"issue": 33.0}, "bytes": 4.0}
+    floors = {"H100": ("bytes", 1.3, 100.0), "H200": ("issue", 1.1, 85.0)}
+    one["cards"] = {
+        card: {"bound": bound, "floor_ps": floor, "percent_of_copy": percent}
+        for card, (bound, floor, percent) in floors.items()
+    }
+    (tmp_path / "predicted-sm90.json").write_text(json.dumps({"cards": {"H100": {}, "H200": {}}, "kernels": [one]}))
     cuda = next(row for row in example["rows"] if row["case"] == one["case"] and row["options"]["backend"] == "cuda")[
         "measures"
-    ]["percent_of_copy"]
-    assert f"| cuda | 33.0 | 4 | bytes | 100 | {cuda:.0f} | {cuda / 100:.2f} |" in text
+    ]
+    for name, card in (("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"), ("NVIDIA GH200 480GB", "H100")):
+        example["device"]["name"] = name
+        bound, floor, percent = floors[card]
+        reached = 1e-12 * floor * cuda["elements"] / cuda["seconds"]
+        text = report.render(example)
+        assert f"Predicted for {card};" in text
+        assert f"| 33.0 | 4 | {bound} | {percent:.0f} | {cuda['percent_of_copy']:.0f} | {reached:.2f} |" in text
+    example["device"] = copy.deepcopy(EXAMPLE["device"])
+    text = report.render(example)
     assert "| opt-1.3b | 2,048 | hizoo, shadow | 3 | 90.0 | 1.200 | 68,267 | 2.00 | 1.00 |" in text
     assert "| loop of today, tensor by tensor |" in text and "1,073,741,824 elements" in text
     reached = {(name, verdict) for name, _, _, verdict in report.goals(example)}
@@ -446,21 +457,3 @@ def test_the_main_kernels_alone():
     names = [row["case"] for row in found if row["options"]["op"] not in ("copy", "normal_add")]
     assert names == [case.name for case in cases.cases(["bf16"]) if cases.is_main(case)]
     assert "add_noise/bf16/k1/gaussian/nearest" in names and len(names) == 6
-
-
-def test_a_prediction_is_the_longer_of_bytes_and_instructions():
-    light = predict.prediction("9.0", 34.0, 4)  # 4 bytes at 0.9 x 3.35 TB/s; 34 / (132 x 128 x 1.755 GHz) is 1.147 ps
-    assert light["bound"] == "bytes" and light["percent_of_copy"] == 100
-    assert light["floor_ps"] == pytest.approx(1.3267, rel=1e-4)
-    heavy = predict.prediction("9.0", 60.0, 4)
-    assert heavy["bound"] == "instructions" and heavy["floor_ps"] == pytest.approx(2.0234, rel=1e-4)
-    assert heavy["percent_of_copy"] == pytest.approx(65.57, rel=1e-3)
-
-
-def test_predictions_of_cuda_kernels_are_those_of_the_stored_budgets():
-    stored = json.loads((predict.BUDGETS / "cuda_sm90.json").read_text())
-    found = {case: (moved, count) for case, moved, count in predict.cuda_kernels("9.0")}
-    one = stored["BFloat16-gaussian-1"]["instructions_per_element"]
-    assert found["add_noise/bf16/k1/gaussian/nearest"] == found["add_noise/bf16/k1/gaussian/nearest/out"] == (4, one)
-    assert found["adam/bf16"][0] == 20 and found["noise_fill/bf16/gaussian"][0] == 2
-    assert "adam/bf16" not in {case for case, _, _ in predict.cuda_kernels("8.0")}

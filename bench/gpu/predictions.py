@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,42 @@ FOLDER = ROOT / "bench" / "results"
 
 
 def path(capability: str) -> Path:
-    """Where the predictions for a card of this compute capability ("9.0") are."""
+    """Where the predictions for cards of this compute capability ("9.0") are."""
     return FOLDER / f"predicted-sm{capability.replace('.', '')}.json"
 
 
-def load(capability: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Predictions by (case, backend); empty where there are none for such cards."""
-    file = path(capability)
+def load(device: dict[str, Any]) -> tuple[str, dict[tuple[str, str], dict[str, Any]]]:
+    """The card whose predictions stand for ``device`` (its ``name`` and ``capability``), and they by (case, backend).
+
+    It is the one that the device's name has in it, else the first of its capability; "" and {} where there is none.
+    """
+    file = path(device["capability"])
     if not file.exists():
-        return {}
-    return {(k["case"], k["backend"]): k for k in json.loads(file.read_text())["kernels"]}
+        return "", {}
+    stored = json.loads(file.read_text())
+    named = [name for name in stored["cards"] if re.search(rf"\b{name}\b", device["name"])]
+    card = (named or list(stored["cards"]))[0]
+    return card, {(k["case"], k["backend"]): {**k, **k["cards"][card]} for k in stored["kernels"]}
 
 
-def compared(capability: str, found: Sequence[Row]) -> str:
-    """A Markdown table of the kernels that were both predicted and measured; empty where there is none."""
-    predicted, lines = load(capability), []
+def compared(device: dict[str, Any], found: Sequence[Row]) -> str:
+    """A Markdown table of the kernels that were both predicted and measured; empty where there is none.
+
+    Their last column is the predicted floor over the time measured.
+    """
+    (card, predicted), lines = load(device), []
     for row in found:
         one = predicted.get((row["case"], row["options"].get("backend")))
         if row["part"] in ("kernel", "update") and one is not None:
-            measured = row["measures"]["percent_of_copy"]
+            measures = row["measures"]
+            floor = 1e-12 * one["floor_ps"] * measures["elements"]
             lines.append(
-                f"| `{row['case']}` | {row['options']['backend']} | {one['instructions']:.1f} | {one['bytes']:g} | "
-                f"{one['bound']} | {one['percent_of_copy']:.0f} | {measured:.0f} | "
-                f"{measured / one['percent_of_copy']:.2f} |"
+                f"| `{row['case']}` | {row['options']['backend']} | {one['pipes']['issue']:.1f} | {one['bytes']:g} | "
+                f"{one['bound']} | {one['percent_of_copy']:.0f} | {measures['percent_of_copy']:.0f} | "
+                f"{floor / measures['seconds']:.2f} |"
             )
     if not lines:
         return ""
     header = "| kernel | backend | SASS | bytes | bound by | predicted, % of copy | measured | measured / predicted |"
-    return "\n".join([header, "|---|---|---:|---:|---|---:|---:|---:|", *lines]) + "\n"
+    text = "\n".join([header, "|---|---|---:|---:|---|---:|---:|---:|", *lines])
+    return f"Predicted for {card}; the last column compares times.\n\n{text}\n"

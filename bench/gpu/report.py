@@ -94,7 +94,7 @@ def render(result: Result) -> str:
         "Triton against CUDA C++": _table(
             ("kernel", "elements", "Triton, ms", "CUDA, ms", "faster"), faster(result["rows"])
         ),
-        "Predicted and measured": predictions.compared(device["capability"], result["rows"]),
+        "Predicted and measured": predictions.compared(device, result["rows"]),
         "Kernels": "\n".join(table.render(members) for members in _by_size(result["rows"])),
     }
     for title, text in sections.items():
