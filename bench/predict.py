@@ -92,7 +92,7 @@ def _terms(count: int) -> Callable[[int, Counter[str]], float] | None:
 
 def _rank(rank: int, elements: int) -> Callable[[int, Counter[str]], float]:
     """The loop over the rank is unrolled four times; another one takes what is left over. Neither: the search."""
-    return lambda number, ops: {4 * elements: rank // 4, elements: rank % 4}.get(ops["FFMA"], 1)
+    return lambda number, ops: {4 * elements: rank // 4, elements: rank % 4}.get(ops["FFMA"] + 2 * ops["FFMA2"], 1)
 
 
 def triton_kernels() -> Iterator[Compiled]:

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def test_loops_of_triton_kernels_run_as_often_as_their_case_says():
         thrice = predict.triton_use(predict.Compiled("c", 4, variant, predict._terms(3)), "9.0")
         assert thrice == {"issue": 8.5, "alu": 1.5, "fma": 3.5}
         rank = predict._rank(6, 1)  # 1 element of 2 multiplies: unrolled loops have 4 and 1
-        assert [rank(0, {"FFMA": n}) for n in (4, 1, 2)] == [1, 2, 1]
+        assert [rank(0, Counter(FFMA=n)) for n in (4, 1, 0)] == [1, 2, 1] and rank(0, Counter(FFMA2=2)) == 1
+        assert predict._rank(8, 2)(0, Counter(FFMA2=4)) == 2
         elsewhere = predict.Compiled("c", 4, variant, lambda number, ops: 1)  # as where no loop is on the way
         assert predict.triton_use(elsewhere, "9.0") is None
         half = predict.triton_use(predict.Compiled("c", 4, variant, passes=0.5), "9.0")
