@@ -110,17 +110,17 @@ def test_shared_prompts_give_what_whole_sequences_give(plain, name, with_prefix,
     found = task._options.log_probs(model, batch)
     found = task._options.log_probs(model, batch)
     assert len(passes) == 3, "checked, then used"
-    whole = task._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"])
+    whole = task._decoder.log_probs(model, *(batch[name] for name in ("input_ids", "start", "targets", "places")))
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-5)
 
 
 def cached_batch(task, examples):
     """All options, their prompts shared whether that pays or not."""
-    from zoengine.tasks.options import every_option
+    from zoengine.tasks.options import every_option, shared
 
     encoded = task.dataset(examples)
     batch = every_option(encoded)
-    return {**batch, "shared": torch.tensor([len(item["input_ids"]) for item in encoded])[batch["example"]]}
+    return {**batch, **shared(encoded)}
 
 
 @torch.no_grad()

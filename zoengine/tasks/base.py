@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from zoengine.tasks.instance import Instance, TaskError
 
-Batch = dict[str, Tensor]
+# Tensors, and lists of what the host has to know of a batch without asking the device; each with an entry for every
+# sequence, or for every example.
+Batch = dict[str, Any]
 Encoded = dict[str, Any]
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -51,7 +53,7 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[Instance | Encoded]) -> Batch:
-        """A batch of B examples, encoded or not, on the CPU."""
+        """A batch of B examples, encoded or not, on the CPU; Python values in it stay on the host."""
 
     @abstractmethod
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -175,12 +177,20 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 
 def moved(model: nn.Module, batch: Batch) -> Batch:
-    """The batch, on the model's device."""
+    """The batch, its tensors on the model's device."""
     device = next(model.parameters()).device
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        # Of pinned memory the host need not wait for the copy.
+        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+    return {name: move(value) for name, value in batch.items()}
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     """int64 (len(rows), longest), padded on the right."""
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.int64).view(-1, width)
+    filled = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.int64)
+    return filled.view(len(rows), width)

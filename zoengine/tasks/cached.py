@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from zoengine.tasks.base import BATCH_TOKENS, Batch
-from zoengine.tasks.decoder import Decoder, Targets, prefix, unwrapped
+from zoengine.tasks.decoder import Decoder, Targets, prefix, present, unwrapped
 from zoengine.tasks.sequences import check_length
 
 _log = logging.getLogger(__name__)
+
+# What a batch of shared prompts holds for every sequence, and a chunk of its sequences needs.
+_OF_SEQUENCES = ("start", "targets", "places", "example", "shared", "ending")
 
 
 class SharedPrompts:
@@ -33,11 +36,10 @@ class SharedPrompts:
         self._works: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """fp32 (R, T) for a batch of R sequences: input_ids, start, targets as there, example (R,), whose numbers count
-        up from 0, and, where it pays, shared (R,), how many tokens at its beginning a sequence has in common with all
-        of its example.
+        """fp32 (R, T) for a batch of R sequences: input_ids, start, targets, places as there, example (R,), whose
+        numbers count up from 0, and, where it pays, what :func:`options.shared` gives.
         """
-        whole = (batch["input_ids"], batch["start"], batch["targets"])
+        whole = (batch["input_ids"], batch["start"], batch["targets"], batch["places"])
         if "shared" not in batch:
             return self._decoder.log_probs(model, *whole)
         check_length(model, batch["input_ids"].shape[1])
@@ -71,24 +73,20 @@ def _agrees(model: nn.Module, batch: Batch, expected: Tensor) -> bool:
 def _shared(model: nn.Module, batch: Batch) -> Tensor:
     causal_lm = unwrapped(model)
     decoder, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
-    ids, example, shared = batch["input_ids"], batch["example"], batch["shared"]
-    firsts = torch.cat([example.new_zeros(1), (example[1:] != example[:-1]).nonzero()[:, 0] + 1])
-    width = int(shared.max())
-    cache, before = _new_cache(model, len(firsts))
+    cache, before = _new_cache(model, len(batch["beginning"]))
     beginnings = decoder(
-        input_ids=ids[firsts, :width], past_key_values=cache, use_cache=True
+        input_ids=batch["beginning"], past_key_values=cache, use_cache=True
     ).last_hidden_state  # causal, so padding on the right needs no mask
-    rest = int(((batch["targets"] != -100).sum(1) + batch["start"] - 1 - shared).max())
+    width, rest = batch["beginning"].shape[1], batch["ending"].shape[1]
     chunk = max(1, BATCH_TOKENS // (width + max(rest, 1)))
     found = []
-    for low in range(0, len(ids), chunk):
-        rows = slice(low, low + chunk)
-        part = {name: tensor[rows] for name, tensor in batch.items() if name != "labels"}
+    for low in range(0, len(batch["ending"]), chunk):
+        part = {name: batch[name][low : low + chunk] for name in _OF_SEQUENCES}
         after = None
         if rest > 0:
-            columns = part["shared"][:, None] + torch.arange(rest, device=ids.device)
-            ending = part["input_ids"].gather(1, columns.clamp(max=ids.shape[1] - 1))
-            mask = (torch.arange(width, device=ids.device) < part["shared"][:, None]).long()
+            ending, shared = part["ending"], part["shared"][:, None]
+            columns = shared + torch.arange(rest, device=shared.device)
+            mask = (torch.arange(width, device=shared.device) < shared).long()
             mask = torch.cat([mask.new_ones(len(mask), before), mask, torch.ones_like(ending)], 1)
             after = decoder(
                 input_ids=ending, attention_mask=mask, past_key_values=_selected(cache, part["example"]),
@@ -101,7 +99,7 @@ def _shared(model: nn.Module, batch: Batch) -> Tensor:
 def _scores(part: Batch, beginnings: Tensor, after: Tensor | None, head: nn.Module) -> Tensor:
     """The log-probabilities of a part's targets from the hidden states of beginnings and of what comes after."""
     targets, shared = part["targets"], part["shared"]
-    rows, offsets = (targets != -100).nonzero(as_tuple=True)
+    rows, offsets = present(targets, part["places"])
     columns = part["start"][rows] - 1 + offsets
     hidden = beginnings[part["example"][rows], columns.clamp(max=beginnings.shape[1] - 1)]
     if after is not None:

@@ -17,7 +17,7 @@ from zoengine.tasks import chat
 from zoengine.tasks.base import Batch, Encoded, Task, pad
 from zoengine.tasks.cached import greedy
 from zoengine.tasks.chat import IGNORED, Exchange, Message
-from zoengine.tasks.decoder import Decoder
+from zoengine.tasks.decoder import Decoder, Places, count
 from zoengine.tasks.instance import TaskError
 from zoengine.tasks.sequences import positions
 
@@ -77,24 +77,26 @@ class Completions(Task):
         """A batch of B examples, encoded or not, padded on the right.
 
         Returns int64 tensors (B, L): input_ids, each row without its last token, which nothing follows; targets, what
-        is to follow each token, -100 where that is not trained.
+        is to follow each token, -100 where that is not trained. On the host, places: see :mod:`zoengine.tasks.decoder`.
         """
         encoded = self.encoded(examples)
+        follow = [item["labels"][1:] for item in encoded]
         return {
             "input_ids": pad([item["input_ids"][:-1] for item in encoded], 0),  # any valid id serves as padding
-            "targets": pad([item["labels"][1:] for item in encoded], IGNORED),
+            "targets": pad(follow, IGNORED),
+            "places": [frozenset(k for k, label in enumerate(row) if label != IGNORED) for row in follow],
         }
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """(sum of the trained tokens' cross-entropy, an fp32 scalar; their number)."""
         found = self._decoder.log_probs(model, *_read(batch))
-        return -found.sum(), int((batch["targets"] != IGNORED).sum())
+        return -found.sum(), count(batch["places"])
 
     def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
         batch = self.on_device(model, items)
         found, best = self._decoder.log_probs_and_best(model, *_read(batch))
-        tokens = int((batch["targets"] != IGNORED).sum())
-        return {"token_accuracy": int(best.sum()), "loss": -float(found.double().sum()), "tokens": tokens}
+        sums = {"token_accuracy": int(best.sum()), "loss": -float(found.double().sum())}
+        return {**sums, "tokens": count(batch["places"])}
 
     def averages(self, sums: dict[str, float], n: int) -> dict[str, float]:
         """{"token_accuracy", "loss", "perplexity"}, all by token."""
@@ -146,9 +148,9 @@ def _begin(item: Encoded) -> int:
     return next((k for k, label in enumerate(item["labels"]) if label != IGNORED), len(item["labels"]))
 
 
-def _read(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _read(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Places]:
     """What the decoder takes for a batch whose targets begin with the second token of every row."""
-    return batch["input_ids"], torch.ones_like(batch["targets"][:, 0]), batch["targets"]
+    return batch["input_ids"], torch.ones_like(batch["targets"][:, 0]), batch["targets"], batch["places"]
 
 
 def _ends(model: nn.Module) -> Sequence[int]:

@@ -11,6 +11,7 @@ attention takes its fast causal path.
 import inspect
 import logging
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ from zoengine.tasks.instance import TaskError
 from zoengine.tasks.sequences import check_length
 
 _log = logging.getLogger(__name__)
+
+# The positions of each row at which the model is read, as the host knows them: to ask the device for as much as their
+# number would make the host wait for all that the device has still to do.
+Places = Sequence[frozenset[int]]
 
 # Fields of known configs that change the logits after the output embedding, with the values that mean "not at all".
 _AFTER_THE_HEAD = {"final_logit_softcapping": (None,), "logit_scale": (None, 1), "logits_scaling": (None, 1)}
@@ -43,28 +48,34 @@ class Decoder:
     def __init__(self) -> None:
         self._short_way: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
-    def label_logits(self, model: nn.Module, input_ids: Tensor, last: Tensor, label_ids: Tensor) -> Tensor:
-        """fp32 (B, n): the logits of the tokens label_ids (n,) after position last (B,) of each of input_ids (B, L)."""
-        rows = torch.arange(len(last), device=last.device)
-        return self._read(model, input_ids, rows, last, _Labels(label_ids))
+    def label_logits(
+        self, model: nn.Module, input_ids: Tensor, last: Tensor, label_ids: Tensor, places: Places
+    ) -> Tensor:
+        """fp32 (B, n): the logits of the tokens label_ids (n,) after position last (B,) of each of input_ids (B, L).
 
-    def log_probs(self, model: nn.Module, input_ids: Tensor, start: Tensor, targets: Tensor) -> Tensor:
+        places: the set of its last position, for every row.
+        """
+        rows = torch.arange(len(last), device=last.device)
+        return self._read(model, input_ids, rows, last, _Labels(label_ids), places)
+
+    def log_probs(self, model: nn.Module, input_ids: Tensor, start: Tensor, targets: Tensor, places: Places) -> Tensor:
         """fp32 (R, T): log p of targets (R, T) at positions start, start + 1, ... of each of input_ids (R, L).
 
         start (R,) is the position of a row's first target, so what the model says one position before it is read.
-        Targets of -100 are not read, and 0 in the result.
+        Targets of -100 are not read, and 0 in the result. places: for every row, the positions that are read, one for
+        each target.
         """
-        rows, offsets = (targets != -100).nonzero(as_tuple=True)
-        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, Targets(targets[rows, offsets]))
+        rows, offsets = present(targets, places)
+        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, Targets(targets[rows, offsets]), places)
         return found.new_zeros(targets.shape).index_put((rows, offsets), found)
 
     def log_probs_and_best(
-        self, model: nn.Module, input_ids: Tensor, start: Tensor, targets: Tensor
+        self, model: nn.Module, input_ids: Tensor, start: Tensor, targets: Tensor, places: Places
     ) -> tuple[Tensor, Tensor]:
         """What :meth:`log_probs` gives, and bool (R, T): whether no token is likelier than the target."""
-        rows, offsets = (targets != -100).nonzero(as_tuple=True)
+        rows, offsets = present(targets, places)
         read = _TargetsAndBest(targets[rows, offsets])
-        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, read)
+        found = self._read(model, input_ids, rows, start[rows] - 1 + offsets, read, places)
         table = found.new_zeros(*targets.shape, 2).index_put((rows, offsets), found)
         return table[..., 0], table[..., 1].bool()
 
@@ -72,14 +83,29 @@ class Decoder:
         """Whether the short way is taken for this model; known after its first call."""
         return self._short_way.get(unwrapped(model), False)
 
-    def _read(self, model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
+    def _read(
+        self, model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any, places: Places
+    ) -> Tensor:
         check_length(model, input_ids.shape[1])
         key = unwrapped(model)
         if key not in self._short_way:
             first = rows == 0
-            self._short_way[key] = _agrees(model, input_ids[:1], rows[first], columns[first], read.of(first))
-        way = _short if self._short_way[key] else _own
-        return way(model, input_ids, rows, columns, read)
+            self._short_way[key] = _agrees(
+                model, input_ids[:1], rows[first], columns[first], read.of(first), places[:1]
+            )
+        if self._short_way[key]:
+            return _short(model, input_ids, rows, columns, read)
+        return _own(model, input_ids, rows, columns, read, places)
+
+
+def present(targets: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    """(rows, offsets), int64, of the targets (R, T) that are not -100; there are as many as `places`."""
+    return torch.nonzero_static(targets != -100, size=count(places)).unbind(1)
+
+
+def count(places: Places) -> int:
+    """How many positions are read in all rows."""
+    return sum(map(len, places))
 
 
 @dataclass
@@ -161,20 +187,22 @@ def _short(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, r
     return read.short(hidden[rows, columns], causal_lm.get_output_embeddings())
 
 
-def _own(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any) -> Tensor:
+def _own(model: nn.Module, input_ids: Tensor, rows: Tensor, columns: Tensor, read: Any, places: Places) -> Tensor:
     last = torch.zeros(len(input_ids), dtype=columns.dtype, device=columns.device)
     last = last.scatter_reduce(0, rows, columns, "amax")
     mask = (torch.arange(input_ids.shape[1], device=last.device) <= last[:, None]).long()
     keep: dict[str, Any] = {}
     model = model if prefix_tuned(model) else unwrapped(model)
     if "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters:
-        keep["logits_to_keep"], columns = torch.unique(columns, return_inverse=True)
+        distinct = torch.zeros_like(input_ids[0]).index_fill(0, columns, 1)
+        kept = torch.nonzero_static(distinct, size=len(frozenset().union(*places)))[:, 0]
+        keep["logits_to_keep"], columns = kept, torch.searchsorted(kept, columns)
     logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **keep).logits
     return read.own(logits[rows, columns])
 
 
 @torch.no_grad()
-def _agrees(model: nn.Module, row: Tensor, rows: Tensor, columns: Tensor, read: Any) -> bool:
+def _agrees(model: nn.Module, row: Tensor, rows: Tensor, columns: Tensor, read: Any, places: Places) -> bool:
     """Whether the short way, with padding to the right of `row` (1, L), gives what the model's own logits give."""
     name, causal_lm = type(unwrapped(model)).__name__, unwrapped(model)
     config = causal_lm.config.get_text_config() if hasattr(causal_lm, "config") else None
@@ -183,7 +211,7 @@ def _agrees(model: nn.Module, row: Tensor, rows: Tensor, columns: Tensor, read: 
         _log.warning("%s scales its logits (%s): using its full logits", name, ", ".join(fields))
         return False
     row = row[:, : int(columns.max()) + 1]
-    own = _own(model, row, rows, columns, read)
+    own = _own(model, row, rows, columns, read, places)
     try:
         short = _short(model, F.pad(row, (0, 3)), rows, columns, read)
     except (AttributeError, NotImplementedError, TypeError) as error:

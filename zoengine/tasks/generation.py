@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoengine.tasks.base import Batch, Encoded, Task
 from zoengine.tasks.cached import greedy
-from zoengine.tasks.decoder import Decoder
+from zoengine.tasks.decoder import Decoder, count
 from zoengine.tasks.instance import Instance, TaskError
 from zoengine.tasks.metrics import exact_match, f1
 from zoengine.tasks.options import scored
@@ -59,8 +59,8 @@ class Generation(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """(sum of the tokens' cross-entropy, an fp32 scalar; their number)."""
-        found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"])
-        return -found.sum(), int((batch["targets"] != -100).sum())
+        found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"], batch["places"])
+        return -found.sum(), count(batch["places"])
 
     def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
         loss, tokens = self.loss_sum(model, self.on_device(model, items))

@@ -86,11 +86,15 @@ class MaskedPrompt(LabelledTexts):
             logits = run(model, batch).logits
         finally:
             handle.remove()
-        return logits[:, 0, self.word_ids].float()
+        return self._of_words(logits[:, 0])
 
     def _everywhere(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = run(model, batch).logits
-        return logits[torch.arange(len(logits), device=logits.device), batch["mask"]][:, self.word_ids].float()
+        return self._of_words(logits[torch.arange(len(logits), device=logits.device), batch["mask"]])
+
+    def _of_words(self, logits: Tensor) -> Tensor:
+        """fp32 (B, number of words) of (B, V)."""
+        return torch.stack([logits[:, k] for k in self.word_ids], 1).float()  # a list of indices would be copied over
 
     @torch.no_grad()
     def _agrees(self, model: nn.Module, base: nn.Module, batch: Batch) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoengine.tasks.base import Batch, Encoded, Task, moved
 from zoengine.tasks.cached import SharedPrompts
-from zoengine.tasks.decoder import Decoder
+from zoengine.tasks.decoder import Decoder, count
 from zoengine.tasks.instance import Instance, TaskError
 from zoengine.tasks.options import encoded_options, every_option, scored, sequence, size, table
 from zoengine.tasks.sequences import Sequences
@@ -42,8 +42,8 @@ class MultipleChoice(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """(sum of the tokens' cross-entropy, an fp32 scalar; their number)."""
-        found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"])
-        return -found.sum(), int((batch["targets"] != -100).sum())
+        found = self._decoder.log_probs(model, batch["input_ids"], batch["start"], batch["targets"], batch["places"])
+        return -found.sum(), count(batch["places"])
 
     def tally(self, model: nn.Module, items: Sequence[Encoded]) -> dict[str, float]:
         sums = {"accuracy": 0.0, "loss": 0.0, "tokens": 0.0}

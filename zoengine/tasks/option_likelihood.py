@@ -21,6 +21,8 @@ from zoengine.tasks.labelled import LabelledTexts, label
 from zoengine.tasks.options import encoded_options, every_option, size, table
 from zoengine.tasks.sequences import Sequences
 
+_OF_EXAMPLES = ("labels", "counts", "beginning")  # of a batch of every option; all else is of sequences
+
 
 class OptionLikelihood(LabelledTexts):
     """Classify an instance's prompt by the most likely of its options.
@@ -42,8 +44,8 @@ class OptionLikelihood(LabelledTexts):
         """A batch of B examples, encoded or not, padded on the right.
 
         Returns int64 tensors. Where the options are single tokens, the same after every prompt: input_ids (B, L),
-        last (B,), the position of each prompt's last token, options (B, O), the options' tokens, labels (B,).
-        Otherwise as :func:`every_option`, and labels.
+        last (B,), the position of each prompt's last token, options (B, O), the options' tokens, labels (B,), and
+        on the host places, the sets of these positions. Otherwise as :func:`every_option`, and labels.
         """
         encoded = self.encoded(examples)
         labels = torch.tensor([item["labels"] for item in encoded])
@@ -52,6 +54,7 @@ class OptionLikelihood(LabelledTexts):
             return {
                 "input_ids": pad(ids, 0),  # any valid id serves as padding
                 "last": torch.tensor([len(row) - 1 for row in ids]),
+                "places": [frozenset({len(row) - 1}) for row in ids],
                 "options": torch.tensor([[token for (token,) in encoded[0]["endings"]]] * len(ids)),
                 "labels": labels,
             }
@@ -60,7 +63,9 @@ class OptionLikelihood(LabelledTexts):
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """fp32 (B, O): the options' logits or, where they have several tokens, mean log-probabilities."""
         if "last" in batch:
-            return self._decoder.label_logits(model, batch["input_ids"], batch["last"], batch["options"][0])
+            return self._decoder.label_logits(
+                model, batch["input_ids"], batch["last"], batch["options"][0], batch["places"]
+            )
         return table(model, self._options, batch)
 
     def names(self, item: Encoded) -> Sequence[str]:
@@ -75,9 +80,9 @@ class OptionLikelihood(LabelledTexts):
         middle = len(batch["labels"]) // 2
         if middle == 0:
             return None
-        rows = int((batch["example"] < middle).sum())
-        first = {k: v[: middle if k == "labels" else rows] for k, v in batch.items()}
-        second = {k: v[middle if k == "labels" else rows :] for k, v in batch.items()}
+        rows = sum(batch["counts"][:middle])
+        ends = {k: middle if k in _OF_EXAMPLES else rows for k in batch}
+        first, second = {k: v[: ends[k]] for k, v in batch.items()}, {k: v[ends[k] :] for k, v in batch.items()}
         return first, {**second, "example": second["example"] - middle}
 
 
