@@ -18,10 +18,27 @@ pytestmark = [
 # The C++ kernels on the CPU, whose bits are the reference's (tests/test_cpp_*.py), and which do not take minutes.
 reference = extension.load("cpu") if CUDA.available else None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Whole units on every multiprocessor more than once, cut ones, and ranges across an upper half of a block number.
-PLACES = [(3_000_000, 0), (300_000, 5), (1_000_003, 2**34 - 500_000), (7, 2**40 + 1023), (300_000, 2**63 - 300_000)]
+PROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count if CUDA.available else 1
+MANY = 23_000 * PROCESSORS  # whole units on every multiprocessor more than once
+SOME = min(300_000, MANY)
+# (elements, offset, elements that x begins after a place that suits every vector): whole units, cut ones, and ranges
+# across the places where the upper half of a block number changes.
+PLACES = [
+    (MANY, 0, 0), (SOME, 5, 0), (SOME, 5, 5), (SOME + 3, 2**34 - SOME // 2, 8), (7, 2**40 + 1023, 1), (1, 0, 0),
+    (9000, 2**39 - 8192, 0), (SOME, 2**63 - SOME, 0),
+]  # fmt: skip
 NAMES = ["cuda", "triton"] if ops.backends()["triton"].available else ["cuda"]
 KINDS = [(1, False, 0), (2, False, 0), (4, True, 2), (0, True, 1)]  # terms, decay, states
+
+
+def moved(value, shift):
+    """``value`` on the GPU, ``shift`` elements behind the beginning of its memory."""
+    if isinstance(value, list):
+        return [moved(one, shift) for one in value]
+    if value is None:
+        return None
+    memory = torch.empty(value.numel() + shift, dtype=value.dtype, device="cuda")
+    return memory[shift:].copy_(value)
 
 
 def assert_same(actual, expected, what=""):
@@ -36,7 +53,7 @@ def assert_same(actual, expected, what=""):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_add_noise(dtype, noise, stochastic):
     generator = torch.Generator().manual_seed(1)
-    for (n, offset), (count, decay, states) in itertools.product(PLACES, KINDS):
+    for (n, offset, shift), (count, decay, states) in itertools.product(PLACES, KINDS):
         x = torch.randn(n, generator=generator).to(dtype)
         x[::7919] = float("nan")
         args = (
@@ -50,14 +67,14 @@ def test_add_noise(dtype, noise, stochastic):
         place = (offset, table.NOISES[noise], 0, None)
         expected = torch.empty_like(x)
         reference.add_noise_out(x, *args, *place, out=expected)
-        on_gpu = [[t.cuda() for t in a] if isinstance(a, list) else None if a is None else a.cuda() for a in args]
+        on_gpu = [moved(value, shift) for value in args]
         for name in NAMES:
             with ops.use(name):
-                in_place, out = x.cuda(), torch.full_like(x, float("nan"), device="cuda")
+                in_place, out = moved(x, shift), moved(torch.full_like(x, float("nan")), shift)
                 torch.ops.zoengine.add_noise_out(in_place, *on_gpu, *place, out=out)
                 torch.ops.zoengine.add_noise_(in_place, *on_gpu, *place)
-            assert_same(out, expected, f"{name} {n} {offset} {count}")
-            assert_same(in_place, expected, f"{name} {n} {offset} {count} in place")
+            assert_same(out, expected, f"{name} {n} {offset} {shift} {count}")
+            assert_same(in_place, expected, f"{name} {n} {offset} {shift} {count} in place")
 
 
 @pytest.mark.parametrize("shift", (1, 4, 8))
@@ -73,7 +90,7 @@ def test_views_at_any_address(shift):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_noise_fill(dtype, noise):
     """16 million normals reach every mantissa of the root often enough to trust its four instructions."""
-    n = 2**24 if dtype == torch.float32 else 2**20
+    n = min(2**24 if dtype == torch.float32 else 2**20, 6 * MANY)
     expected = torch.empty(n, dtype=dtype)
     reference.noise_fill_(expected, torch.tensor([5]), 0, 0, table.NOISES[noise])
     with ops.use("cuda"):
@@ -104,10 +121,9 @@ def test_segments():
         y = torch.randn(3_000_001, generator=generator).bfloat16()
         with ops.use("cuda"):
             on_gpu = (starts.cuda(), lengths.cuda())
-            for _ in range(3):
-                assert_same(ops.segment_stats(x.cuda(), *on_gpu), reference.segment_stats(x, starts, lengths))
-                dots = ops.segment_dot(x.cuda(), *on_gpu, y=y.cuda())
-                assert_same(dots, reference.segment_dot(x, y, starts, lengths))
+            assert_same(ops.segment_stats(x.cuda(), *on_gpu), reference.segment_stats(x, starts, lengths))
+            dots = ops.segment_dot(x.cuda(), *on_gpu, y=y.cuda())
+            assert_same(dots, reference.segment_dot(x, y, starts, lengths))
             for offset, noise in itertools.product((0, 1, 700), table.NOISES):
                 dots = ops.segment_dot(x.cuda(), *on_gpu, seed=9, offset=offset, noise=noise)
                 kind = table.NOISES[noise]

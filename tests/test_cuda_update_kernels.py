@@ -18,8 +18,15 @@ pytestmark = [
 reference = extension.load("cpu") if CUDA.available else None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = [(dtype, rounding) for dtype in DTYPES for rounding in (False, True) if dtype != torch.float32 or not rounding]
-# Whole units on every multiprocessor more than once, cut ones, and ranges across an upper half of a block number.
-PLACES = [(3_000_000, 0, 1), (300_000, 1027, 2), (300_001, 2**34 - 150_000, 3), (7, 2**40 + 1023, 1)]
+PROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count if CUDA.available else 1
+MANY = 23_000 * PROCESSORS  # whole units on every multiprocessor more than once
+SOME = min(300_000, MANY)
+# (elements, offset, terms, elements that data begins after a place that suits every vector): whole units, cut ones, and
+# ranges across the places where the upper half of a block number changes.
+PLACES = [
+    (MANY, 0, 1, 0), (SOME, 1027, 2, 3), (SOME + 1, 2**34 - SOME // 2, 3, 0), (7, 2**40 + 1023, 1, 1),
+    (9000, 2**39 - 8192, 0, 8), (5000, 2**34 - 2045, 1, 0),
+]  # fmt: skip
 NOISES = pytest.mark.parametrize("noise", table.NOISES.values(), ids=table.NOISES)
 EVERY_CASE = pytest.mark.parametrize(("dtype", "stochastic"), CASES, ids=str)
 
@@ -34,13 +41,19 @@ def assert_same(actual, expected, what=""):
     assert not differ.any(), f"{what}: {int(differ.sum())} of {actual.numel()}, first at {int(differ.nonzero()[0][0])}"
 
 
-def run(name, *args, **kwargs):
-    """The op on copies on the GPU; returns what it returns and its arguments, brought back."""
+def run(name, *args, shift=0, **kwargs):
+    """The op on copies on the GPU, ``shift`` elements behind the beginning of their memory.
+
+    Returns what it returns and its arguments.
+    """
 
     def moved(value):
         if isinstance(value, list):
             return [moved(one) for one in value]
-        return value.cuda() if isinstance(value, torch.Tensor) else value
+        if not isinstance(value, torch.Tensor):
+            return value
+        memory = torch.empty(value.numel() + shift, dtype=value.dtype, device="cuda")
+        return memory[shift:].view(value.shape).copy_(value)
 
     args, kwargs = [moved(one) for one in args], {key: moved(one) for key, one in kwargs.items()}
     with ops.use("cuda"):
@@ -78,7 +91,7 @@ def positive(generator, n):
 @EVERY_CASE
 def test_add_transformed(dtype, stochastic, transform, noise):
     generator = torch.Generator().manual_seed(1)
-    for case, (n, offset, count) in enumerate(PLACES):
+    for case, (n, offset, count, shift) in enumerate(PLACES):
         x = weights(generator, n, dtype)
         if transform == "scale":
             operand = torch.randn(-(-(n + offset % 1024) // 1024), generator=generator)
@@ -92,9 +105,9 @@ def test_add_transformed(dtype, stochastic, transform, noise):
         args += (TRANSFORMS[transform], operand)
         expected = torch.empty_like(x)
         reference.add_noise_out(x, *args, out=expected)
-        _, _, named = run("add_noise_out", x, *args, out=torch.full_like(x, float("nan")))
+        _, _, named = run("add_noise_out", x, *args, shift=shift, out=torch.full_like(x, float("nan")))
         assert_same(named["out"], expected, f"{n} {offset}")
-        _, in_place, _ = run("add_noise_", x, *args)
+        _, in_place, _ = run("add_noise_", x, *args, shift=shift)
         assert_same(in_place[0], expected, f"{n} {offset} in place")
 
 
@@ -102,7 +115,7 @@ def test_add_transformed(dtype, stochastic, transform, noise):
 @pytest.mark.parametrize(("dtype", "stochastic"), [(None, False), *CASES], ids=str)
 def test_state_fold(dtype, stochastic, noise):
     generator = torch.Generator().manual_seed(2)
-    for case, (n, offset, count) in enumerate([*PLACES, (1_000_003, 3 * 1024, 1)]):
+    for case, (n, offset, count, shift) in enumerate([*PLACES, (SOME + 3, 3 * 1024, 1, 4)]):
         state = torch.randn(n, generator=generator)
         x = None if dtype is None else weights(generator, n, dtype)
         seeds, streams, coeffs = terms(generator, count)
@@ -116,7 +129,7 @@ def test_state_fold(dtype, stochastic, noise):
         new, new_x = state.clone(), None if x is None else x.clone()
         squares = reference.state_fold_(new, new_x, *rest)
         for _ in range(2):
-            result, args, _ = run("state_fold_", state, x, *rest)
+            result, args, _ = run("state_fold_", state, x, *rest, shift=shift)
             assert_same(args[0], new, f"{n} {offset}")
             assert_same(result, squares, f"squares {n} {offset}")
             if x is not None:
@@ -129,7 +142,7 @@ def test_state_fold(dtype, stochastic, noise):
 def test_rule_step(dtype, stochastic, rule, noise):
     number, state_count, names = RULES[rule]
     generator = torch.Generator().manual_seed(3)
-    for case, (n, offset, count) in enumerate(PLACES[1:]):
+    for case, (n, offset, count, shift) in enumerate(PLACES[1:]):
         count = 2 if rule == "adamu" else count
         x, states = weights(generator, n, dtype), [positive(generator, n) for _ in range(state_count)]
         numbers = torch.rand(len(names), generator=generator) * 0.5
@@ -139,14 +152,17 @@ def test_rule_step(dtype, stochastic, rule, noise):
         rest += (torch.tensor([0.75]) if case % 2 else None, torch.tensor([7]) if stochastic else None)
         new_x, new_states = copies(x, states)
         reference.rule_step_(new_x, new_states, *rest, offset, noise, number)
-        _, args, _ = run("rule_step_", x, states, *rest, offset, noise, number)
+        _, args, _ = run("rule_step_", x, states, *rest, offset, noise, number, shift=shift)
         assert_same(args[0], new_x, f"{n} {offset}")
         for actual, expected in zip(args[1], new_states, strict=True):
             assert_same(actual, expected, f"state {n} {offset}")
 
 
+# More than one block of rows, rows narrower than a lane, wider than tiles and than shared memory, and places that suit
+# no vector; (offset, terms, shift): one term, several, more than are held at all, none.
 STARTS, SHAPES = [8, 300_032, 600_000, 700_001], [(130, 2048), (67, 1200), (3, 30_000), (65, 5)]
 SIZE = 701_000
+ROWS = [(0, 1, 0), (2**34 - 300_000, 2, 4), (5, 17, 1), (2**39 - 9000, 3, 0), (0, 0, 0)]
 
 
 @NOISES
@@ -154,7 +170,7 @@ SIZE = 701_000
 def test_kron(dtype, stochastic, noise):
     generator = torch.Generator().manual_seed(4)
     matrices = ops.Matrices.for_kron(STARTS, SHAPES)
-    for offset, count in ((0, 1), (2**34 - 300_000, 2)):
+    for offset, count, shift in ROWS if dtype == torch.float32 else ROWS[:2]:
         x, a = weights(generator, SIZE, dtype), torch.randn(matrices.sizes[0], generator=generator)
         kappa, (seeds, _, coeffs) = torch.rand(len(SHAPES), generator=generator), terms(generator, count)
         keep, sr_seed = torch.tensor([0.75]), torch.tensor([9]) if stochastic else None
@@ -163,13 +179,13 @@ def test_kron(dtype, stochastic, noise):
         args = (a, kappa, matrices.table, seeds, coeffs, keep, sr_seed, score, offset, noise, *extents)
         expected = torch.full_like(x, 3.0)
         reference.kron_rows_out(x, *args, out=expected)
-        _, moved, named = run("kron_rows_out", x, *args, out=torch.full_like(x, 3.0))
+        _, moved, named = run("kron_rows_out", x, *args, shift=shift, out=torch.full_like(x, 3.0))
         assert_same(named["out"], expected, f"{offset} {count}")
         if with_score:
             assert_same(moved[8], score, f"{offset} {count}")
             alone, _, _ = run("kron_score", a, matrices.table, seeds, coeffs, offset, noise, *extents)
             assert_same(alone, score, f"{offset} {count} alone")
-        _, moved, _ = run("kron_rows_", x, *args)
+        _, moved, _ = run("kron_rows_", x, *args, shift=shift)
         for start, (rows, columns) in zip(STARTS, SHAPES, strict=True):
             part = slice(start, start + rows * columns)
             assert_same(moved[0][part], expected[part], "in place")
@@ -180,7 +196,7 @@ def test_kron(dtype, stochastic, noise):
 def test_lowrank_add(dtype, stochastic, rank):
     generator = torch.Generator().manual_seed(5)
     matrices = ops.Matrices.for_lowrank(STARTS, SHAPES, rank)
-    for offset in (0, 2**35 - 300_000):
+    for offset, shift in ((0, 0), (2**35 - 300_000, 1)):
         x = weights(generator, SIZE, dtype)
         left, right = (torch.randn(size, generator=generator) for size in matrices.sizes)
         sr_seed = torch.tensor([9]) if stochastic else None
@@ -188,7 +204,7 @@ def test_lowrank_add(dtype, stochastic, rank):
         args += (offset, rank, matrices.blocks, matrices.widest)
         expected = torch.full_like(x, 3.0)
         reference.lowrank_add_out(x, *args, out=expected)
-        _, _, named = run("lowrank_add_out", x, *args, out=torch.full_like(x, 3.0))
+        _, _, named = run("lowrank_add_out", x, *args, shift=shift, out=torch.full_like(x, 3.0))
         assert_same(named["out"], expected, f"{offset}")
 
 
