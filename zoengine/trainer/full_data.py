@@ -27,8 +27,8 @@ class FullLoss:
         self,
         dataset: Sequence[Any],
         batch_size: int,
-        collate: Callable[[list[Any]], dict[str, Tensor]],
-        loss_sum: Callable[[dict[str, Tensor]], tuple[Tensor, int]],
+        collate: Callable[[list[Any]], dict[str, Any]],
+        loss_sum: Callable[[dict[str, Any]], tuple[Tensor, Tensor | int]],
     ) -> None:
         self._dataset, self._collate, self._loss_sum = dataset, collate, loss_sum
         self._starts = range(0, len(dataset), batch_size)

@@ -117,6 +117,7 @@ def build_trainer(
         save_strategy="steps" if run.save_every else "no", save_steps=run.save_every or run.steps,
         save_total_limit=run.save_total_limit, logging_steps=run.log_every, report_to=run.report_to or "none",
         use_cpu=on_cpu, disable_tqdm=False, dataloader_pin_memory=not on_cpu, remove_unused_columns=False,
+        accelerator_config={"non_blocking": not on_cpu},
     )  # fmt: skip
     return ZOTrainer(
         model=model, args=args, task=task, zo_method=name, zo_fields=fields, train_dataset=encoded["train"],

@@ -18,7 +18,7 @@ class TaskLoss:
 
     Args:
         task: its ``loss_sum(model, batch)`` returns (sum of the items' losses, number of items). If it has it,
-            ``split(batch)`` returns two halves of a batch, or None; else every tensor has one row an item.
+            ``split(batch)`` returns two halves of a batch, or None; else every value has one row an item.
         model: what it runs.
         batches: the micro-batches of one step.
     """
@@ -51,7 +51,7 @@ class TaskLoss:
         return first, second
 
 
-def mean(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
+def mean(parts: Sequence[tuple[Tensor, Tensor | int]]) -> Tensor:
     """The mean over all items from (sum, number of items) of each part."""
     return torch.stack([total for total, _ in parts]).sum() / sum(count for _, count in parts)
 

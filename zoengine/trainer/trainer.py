@@ -40,7 +40,7 @@ class TrainerError(ValueError):
 class Task(Protocol):
     """What a task supplies: a loss that adds up over unequal batches, and an evaluation."""
 
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]: ...
+    def loss_sum(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]: ...
 
     def evaluate(self, model: nn.Module, examples: Any, batch_size: int = 32) -> dict[str, float]: ...
 
@@ -113,13 +113,15 @@ class ZOTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
+        # Trainer adds up what this returns, and reads the sum when it logs: on the host, so that no device is asked.
+        self._tr_loss = self._tr_loss.cpu()
         self._micro_batches.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
-            return torch.zeros((), device=self.args.device)
+            return torch.zeros(())
         batches, self._micro_batches = self._micro_batches, []
         model.eval()
         loss = self.zo.step(self._closure(model, batches, num_items_in_batch))
-        return torch.tensor(loss, device=self.args.device)
+        return torch.tensor(loss)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -186,24 +188,25 @@ class ZOTrainer(Trainer):
             raise TrainerError(f"{self._zo_class.name} measures the whole training set, which must have a length")
         collate = self._get_collator_with_removed_columns(self.data_collator)
 
-        def loss_sum(batch: dict[str, Any]) -> tuple[Tensor, int]:
+        def loss_sum(batch: dict[str, Any]) -> tuple[Tensor, Tensor | int]:
             if self.task is not None:
                 return self.task.loss_sum(self.model_wrapped, batch)
             count = self._count(batch)
-            loss = self._closure(self.model_wrapped, [batch], torch.tensor(count, device=self.args.device))()
+            loss = self._closure(self.model_wrapped, [batch], torch.as_tensor(count, device=self.args.device))()
             return loss * count, count
 
         return FullLoss(
             self.train_dataset, self.args.eval_batch_size, lambda rows: self._prepare_inputs(collate(rows)), loss_sum
         )
 
-    def _count(self, batch: dict[str, Any]) -> int:
-        """How many items the mean loss of one micro-batch is over: labels that are not ignored, else rows."""
+    def _count(self, batch: dict[str, Any]) -> Tensor | int:
+        """How many items the mean loss of one micro-batch is over: labels that are not ignored, else rows. The number
+        of labels stays on their device."""
         labels = batch.get("labels")
         if not isinstance(labels, Tensor):
             return find_batch_size(batch) or 1
         labels = labels[..., 1:] if self._loss_shifts_labels else labels
-        return int(labels.ne(-100).sum())
+        return labels.ne(-100).sum()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
         """There is no gradient left to log the norm of."""
