@@ -4,6 +4,9 @@
 #include <Python.h>
 
 #include "cpu/dispatch.h"
+#if defined(ZO_WITH_CUDA)
+#include "cuda/launch.h"
+#endif
 
 namespace {
 
@@ -41,11 +44,21 @@ PyObject* has_cuda(PyObject*, PyObject*) {
 #endif
 }
 
+PyObject* cuda_error(PyObject*, PyObject*) {
+#if defined(ZO_WITH_CUDA)
+  cudaError_t error = zo::cuda::check_device();
+  return PyUnicode_FromString(error == cudaSuccess ? "" : cudaGetErrorString(error));
+#else
+  return PyUnicode_FromString("");
+#endif
+}
+
 PyMethodDef methods[] = {
     {"cpu_isas", cpu_isas, METH_NOARGS, "Names of the instruction sets that this CPU runs, the best first."},
     {"cpu_isa", cpu_isa, METH_NOARGS, "Name of the instruction set in use."},
     {"set_cpu_isa", set_cpu_isa, METH_VARARGS, "Use the named instruction set from now on; '' means the best."},
     {"has_cuda", has_cuda, METH_NOARGS, "Whether the CUDA kernels were built."},
+    {"cuda_error", cuda_error, METH_NOARGS, "Why the CUDA kernels do not run on the current device; '' if they do."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -1,9 +1,12 @@
 """The public ops: what they compute, against plain float64 formulas, and what they refuse."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from zoengine import ops
+from zoengine.ops import extension, schema
 from zoengine.ops.reference import round_stochastic
 
 
@@ -195,6 +198,21 @@ def test_backends_report_and_can_be_forced():
         assert ops.current("cpu") == "reference"
     with pytest.raises(RuntimeError, match="unknown backend 'cppp'"):
         ops.use("cppp")
+
+
+@pytest.mark.parametrize("error", ["", "no kernel image is available for execution on the device"])
+def test_cuda_kernels_built_for_other_gpus_are_refused(monkeypatch, error):
+    module = SimpleNamespace(has_cuda=lambda: True, cuda_error=lambda: error)
+    monkeypatch.setattr(extension, "_module", lambda: module)
+    for name, value in {
+        "is_available": True, "current_device": 0, "get_device_name": "A card", "get_device_capability": (12, 1)
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    if not error:
+        assert set(vars(extension.load("cuda"))) == set(schema.SCHEMAS)
+        return
+    with pytest.raises(ImportError, match=r"not run on A card \(no kernel image.*TORCH_CUDA_ARCH_LIST=12\.1"):
+        extension.load("cuda")
 
 
 def test_ops_compile_without_graph_breaks():

@@ -10,6 +10,9 @@
 
 namespace zo::cuda {
 
+// cudaSuccess if the current device can run the kernels that were built.
+cudaError_t check_device();
+
 cudaError_t launch_add_noise(const AddNoise& args, Type type, Noise noise, cudaStream_t stream);
 
 // args.x, coeffs, states, keep and rounding_seed are not read; args.terms is 1.

@@ -48,7 +48,7 @@ def load(device: str) -> SimpleNamespace:
     """The backend for ``device`` ("cpu" or "cuda"): one function per op, with the arguments of its schema.
 
     Raises:
-        ImportError: the extension, or its CUDA half, was not built; the message says what to do.
+        ImportError: the extension, or its CUDA half, was not built, or not for this GPU; the message says what to do.
         ValueError: ``ZOENGINE_CPU_ISA`` names an instruction set that does not exist or does not run here.
     """
     module = _module()
@@ -57,6 +57,14 @@ def load(device: str) -> SimpleNamespace:
             "zoengine._C was built without CUDA: that needs a torch with CUDA and nvcc at build time; the triton "
             "backend needs neither"
         )
+    if device == "cuda" and torch.cuda.is_available():
+        torch.cuda.current_device()  # torch makes the context, with its own settings
+        if error := module.cuda_error():
+            major, minor = torch.cuda.get_device_capability()
+            raise ImportError(
+                f"the CUDA kernels of zoengine._C do not run on {torch.cuda.get_device_name()} ({error}); they were "
+                f"built for other GPUs: build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+            )
     return SimpleNamespace(**{name: getattr(torch.ops.zoengine_C, name).default for name in schema.SCHEMAS})
 
 
