@@ -49,6 +49,12 @@ def test_budget_on_sm90(name):
         )
 
 
+@pytest.mark.parametrize("name", [name for name in aot.VARIANTS if "wide" in name])
+def test_wide_rows_do_not_take_minutes_to_compile(name):
+    """Which has no time in it: keeping all of a wide row makes ten times this much of it."""
+    assert aot.effort(aot.VARIANTS[name].compile(aot.SM90)) < 1e9
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_whole_groups_move_16_bytes_at_a_time(dtype):
     kernel = aot.read(aot.add_noise(dtype).compile(aot.SM90))

@@ -198,6 +198,16 @@ def test_kron_rows(count):
     check("kron_rows_", torch.randn(3200).bfloat16(), a, kappa, *common, *extents)
 
 
+@pytest.mark.parametrize("count, columns", [(1, 7 * 1024 + 16), (2, 4 * 1024)])
+def test_kron_rows_wider_than_what_is_kept(count, columns):
+    """Rows at multiples of 16, whose last tiles are drawn twice, and a narrow one among them."""
+    matrices = ops.Matrices.for_kron([512, 20000], [(2, columns), (1, 32)])
+    a, kappa = torch.randn(matrices.sizes[0]), torch.randn(2)
+    extents = (2**34 - 1024, table.GAUSSIAN, matrices.blocks, matrices.widest)
+    common = (matrices.table, TERMS[0][:count], torch.randn(count), torch.rand(1), SR_SEED, torch.zeros_like(a))
+    check("kron_rows_", torch.randn(20100).bfloat16(), a, kappa, *common, *extents)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lowrank_add(dtype):
     rank = 5

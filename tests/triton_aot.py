@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from zoengine.kernels import launch
 from zoengine.kernels.add_noise import add_noise_kernel
-from zoengine.kernels.kron_rows import MOST_REGISTERS, kron_config, kron_rows_kernel, kron_score_kernel
+from zoengine.kernels.kron_rows import MOST_REGISTERS, WARPS, kron_config, kron_rows_kernel, kron_score_kernel
 from zoengine.kernels.lowrank_add import lowrank_add_kernel, lowrank_config
 from zoengine.kernels.mask_below import mask_below_kernel
 from zoengine.kernels.noise_fill import noise_fill_kernel
@@ -123,14 +123,14 @@ def kron_rows(
     dtype="bf16", widest=1024, count=1, noise=GAUSSIAN, rows=True, score=False, stochastic=False, **more
 ) -> Variant:
     """Instructions of one row of as many tiles as it can touch, and of the search for its matrix."""
-    tiles, warps = kron_config(widest, count != 1)
+    tiles, rest = kron_config(widest, count != 1)
     types = {name: "*i64" for name in ("table_ptr", "seeds_ptr")} | {name: "*fp32" for name in ("a_ptr", "coeffs_ptr")}
     types |= {"x_ptr": f"*{dtype}" if rows else None, "out_ptr": None, "sr_seed_ptr": "*i64" if stochastic else None}
     types |= {name: "*fp32" if rows else None for name in ("kappa_ptr", "keep_ptr")}
     types |= {"partials_ptr": "*fp32" if score else None, "dots_ptr": "*fp32"}
-    constants = {"COUNT": count, "NOISE": noise, "TILES": tiles}
-    elements = 1024 * (tiles or 1) // (32 * warps)
-    more |= {"registers": MOST_REGISTERS, "warps": warps, "registers_only": False}
+    constants = {"COUNT": count, "NOISE": noise, "TILES": tiles, "REST": rest}
+    elements = 1024 * tiles // (32 * WARPS)
+    more |= {"registers": MOST_REGISTERS, "warps": WARPS, "registers_only": False}
     return Variant(kron_rows_kernel, types, constants, elements, **more)
 
 
@@ -207,6 +207,11 @@ VARIANTS = {
     "rule_step hizoo bf16": rule_step("hizoo"),
     "kron_rows bf16": kron_rows(),
     "kron_rows bf16 score, loop over K": kron_rows(count=-1, score=True),
+    "kron_rows bf16 wide": kron_rows(widest=16384),
+    "kron_rows bf16 wide, score, stochastic": kron_rows(widest=16384, score=True, stochastic=True),
+    "kron_rows bf16 wide, score, stochastic, loop over K": kron_rows(
+        widest=16384, score=True, stochastic=True, count=-1
+    ),
     "kron_score": kron_score(),
     "lowrank_add bf16": lowrank_add(),
     "mask_below bf16": mask_below(),
@@ -251,6 +256,16 @@ def measure(variant: Variant) -> dict[str, float]:
         "stack": kernel.stack,
         "shared_accesses": kernel.shared_accesses,
     }
+
+
+def effort(compiled) -> int:
+    """Accesses of tensors in memory times the square of all operations: Triton's passes take time in proportion to it.
+
+    For every access the choice of its layout looks at all operations connected with it, from each of them.
+    """
+    lines = [line for line in compiled.asm["ttir"].splitlines() if re.match(r"\s*(%[\w:, %]+ = )?\"?[a-z]+\.", line)]
+    accesses = sum(bool(re.search(r"tt\.(load|store)\b.*tensor<", line)) for line in lines)
+    return accesses * len(lines) ** 2
 
 
 def amd_facts(compiled) -> dict[str, int]:

@@ -2,7 +2,14 @@
 
 A program takes a block of 64 rows, one row at a time, tile by tile of the 1024-tiles of the arena that the row
 touches: a thread then holds the lanes of the noise that it sums, and every Philox call serves four of its elements.
-Where a row fits into registers and stands at multiples of 16 its noise is drawn once; other rows draw it twice.
+The noise is needed for the dot product and again for the sums. Where rows stand at multiples of 16 that of their first
+tiles stays in registers; that of other tiles is drawn twice, 29 instructions an element more.
+
+How many tiles stay is a matter of compile time. Each is code of its own, and Triton's choice of layouts takes time in
+proportion to the accesses to memory times the square of all operations: keeping all of a row took 20 s at 8,192
+columns and 55 s at 16,384, several times that with a score and stochastic rounding. With four tiles, rows of up to
+4,096 columns that start at a tile are drawn once. Wider ones would need more warps for their registers, whose threads
+then make narrower accesses: at 8,192 columns that took 53 instructions an element, and drawing half again takes 60.
 """
 
 import torch
@@ -19,7 +26,9 @@ from zoengine.kernels.sums import halving_tree
 from zoengine.noise import table
 
 _STREAM = tl.constexpr(table.STREAM_DIRECTION)
-_MOST_TILES = 24  # of a row that is kept in registers
+WARPS = 2
+_MOST_TILES = 4  # that are kept in registers
+_MOST_LOOP_TILES = 3  # where they share them with sums over terms
 MOST_REGISTERS = 255  # all there are; on its own ptxas may settle for fewer and spill
 
 
@@ -132,104 +141,107 @@ def _anchor(ptr, at, PTX: tl.constexpr):
 @triton.jit
 def _draw_row(
     seed, a_ptr, a_at, tile0, shift, tiles, columns, zero,
-    NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr,
+    NOISE: tl.constexpr, TILES: tl.constexpr, REST: tl.constexpr, EVEN: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """The noise of a row, four tensors a tile, and its dot product with a."""
+    """The noise of the first tiles of a row, four tensors a tile, and the dot product of all of it with a."""
     z = ()
     lanes = tl.zeros((1, LANES), tl.float32)
     for t in tl.static_range(TILES):
         if t < tiles:
-            drawn = tile_noise(seed, tile0 + t, word(_STREAM), zero, NOISE, PTX)
-            lanes = _add_lanes(lanes, drawn, _load(a_ptr, a_at + t * TILE, t * TILE - shift, columns, True, PTX))
+            drawn = tile_noise(seed, tile0 + t, word(_STREAM), zero, NOISE, PTX, SHORT=True)
+            lanes = _add_lanes(lanes, drawn, _load(a_ptr, a_at + t * TILE, t * TILE - shift, columns, EVEN, PTX))
         else:
             drawn = _zeros()
         z += drawn
+    for t in range(TILES, tiles if REST else TILES):
+        drawn = tile_noise(seed, tile0 + t, word(_STREAM), zero, NOISE, PTX, SHORT=True)
+        lanes = _add_lanes(lanes, drawn, _load(a_ptr, a_at + t * TILE, t * TILE - shift, columns, EVEN, PTX))
     return z, _total(lanes)
 
 
 @triton.jit
-def _kept_row(
-    x_ptr, target, a_ptr, kappa, seeds_ptr, coeffs_ptr, keep_ptr, sr_seed_ptr, part_ptr,
-    row, index, offset, a_start, columns, count, zero,
-    COUNT: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, PTX: tl.constexpr,
+def _add_term(
+    x_ptr, a_ptr, part_ptr, acc, z, kappa, dot, coeff, a_at, column, columns, begun,
+    EVEN: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """One row, the first element of which stands at arena index ``index``, with its noise in registers."""
+    """What a term adds to a tile and to the block's sums."""
+    if part_ptr is not None:
+        _add_score(part_ptr, z, coeff * dot, column, columns, begun, EVEN, PTX)
+    if x_ptr is not None:
+        acc = _move(acc, z, _load(a_ptr, a_at, column, columns, EVEN, PTX), kappa * dot * -1.0, coeff)
+    return acc
+
+
+@triton.jit
+def _begin(x_ptr, at, column, columns, keep_ptr, EVEN: tl.constexpr, PTX: tl.constexpr):
+    """What the sums of a tile begin with."""
+    if x_ptr is not None:
+        return _kept(_load(x_ptr, at, column, columns, EVEN, PTX), keep_ptr)
+    else:
+        return _zeros()
+
+
+@triton.jit
+def _row(
+    x_ptr, target, a_ptr, kappa, seeds_ptr, coeffs_ptr, keep_ptr, sr_seed_ptr, part_ptr, dots_ptr,
+    row, index, offset, a_start, columns, count, zero,
+    COUNT: tl.constexpr, NOISE: tl.constexpr, TILES: tl.constexpr, REST: tl.constexpr,
+    EVEN: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """One row, the first element of which stands at arena index ``index``; the noise of ``TILES`` tiles is kept."""
     tile0, shift = index // TILE, (index % TILE).to(tl.int32)
     tiles = (shift + columns + (TILE - 1)) // TILE
     x_at, a_at = tile0 * TILE - offset, a_start - shift
     if COUNT == 1:
         seed, coeff = tl.load(seeds_ptr), tl.load(coeffs_ptr)
-        z, dot = _draw_row(seed, a_ptr, a_at, tile0, shift, tiles, columns, zero, NOISE, TILES, PTX)
+        z, dot = _draw_row(seed, a_ptr, a_at, tile0, shift, tiles, columns, zero, NOISE, TILES, REST, EVEN, PTX)
         for t in tl.static_range(TILES):
             if t < tiles:
                 at, column = t * TILE, t * TILE - shift
-                if part_ptr is not None:
-                    _add_score(part_ptr, _one_tile(z, t), coeff * dot, column, columns, row > 0, True, PTX)
+                acc = _begin(x_ptr, x_at + at, column, columns, keep_ptr, EVEN, PTX)
+                acc = _add_term(
+                    x_ptr, a_ptr, part_ptr, acc, _one_tile(z, t), kappa, dot, coeff, a_at + at, column, columns,
+                    row > 0, EVEN, PTX,
+                )  # fmt: skip
                 if x_ptr is not None:
-                    acc = _kept(_load(x_ptr, x_at + at, column, columns, True, PTX), keep_ptr)
-                    a = _load(a_ptr, a_at + at, column, columns, True, PTX)
-                    acc = _move(acc, _one_tile(z, t), a, kappa * dot * -1.0, coeff)
-                    _round_and_store(target, x_at + at, acc, tile0 + t, column, columns, sr_seed_ptr, zero, True, PTX)
+                    _round_and_store(target, x_at + at, acc, tile0 + t, column, columns, sr_seed_ptr, zero, EVEN, PTX)
     else:
         acc = ()
         for t in tl.static_range(TILES):
-            four = _zeros()
-            if x_ptr is not None:
-                four = _kept(_load(x_ptr, x_at + t * TILE, t * TILE - shift, columns, True, PTX), keep_ptr)
-            acc += four
+            acc += _begin(x_ptr, x_at + t * TILE, t * TILE - shift, columns, keep_ptr, EVEN, PTX)
         for k in range(count):
             seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
-            z, dot = _draw_row(seed, a_ptr, a_at, tile0, shift, tiles, columns, zero, NOISE, TILES, PTX)
+            z, dot = _draw_row(seed, a_ptr, a_at, tile0, shift, tiles, columns, zero, NOISE, TILES, REST, EVEN, PTX)
+            tl.store(dots_ptr + k, dot)
             moved = ()
             for t in tl.static_range(TILES):
-                at, column = t * TILE, t * TILE - shift
                 four = _one_tile(acc, t)
                 if t < tiles:
-                    if part_ptr is not None:
-                        _add_score(part_ptr, _one_tile(z, t), coeff * dot, column, columns, row + k > 0, True, PTX)
-                    if x_ptr is not None:
-                        a = _load(a_ptr, a_at + at, column, columns, True, PTX)
-                        four = _move(four, _one_tile(z, t), a, kappa * dot * -1.0, coeff)
+                    four = _add_term(
+                        x_ptr, a_ptr, part_ptr, four, _one_tile(z, t), kappa, dot, coeff, a_at + t * TILE,
+                        t * TILE - shift, columns, row + k > 0, EVEN, PTX,
+                    )  # fmt: skip
                 moved += four
             acc = moved
         if x_ptr is not None:
             for t in tl.static_range(TILES):
                 if t < tiles:
                     at, column, four = t * TILE, t * TILE - shift, _one_tile(acc, t)
-                    _round_and_store(target, x_at + at, four, tile0 + t, column, columns, sr_seed_ptr, zero, True, PTX)
-
-
-@triton.jit
-def _ragged_row(
-    x_ptr, target, a_ptr, kappa, seeds_ptr, coeffs_ptr, keep_ptr, sr_seed_ptr, part_ptr, dots_ptr,
-    row, index, offset, a_start, columns, count, zero, NOISE: tl.constexpr, PTX: tl.constexpr,
-):  # fmt: skip
-    """One row of any length, whose noise is drawn once for the dot products and once more for the sums."""
-    tile0, shift = index // TILE, (index % TILE).to(tl.int32)
-    tiles = (shift + columns + (TILE - 1)) // TILE
-    x_at, a_at = tile0 * TILE - offset, a_start - shift
-    for k in range(count):
-        seed = tl.load(seeds_ptr + k)
-        lanes = tl.zeros((1, LANES), tl.float32)
-        for t in range(tiles):
-            z = tile_noise(seed, tile0 + t, word(_STREAM), zero, NOISE, PTX)
-            lanes = _add_lanes(lanes, z, _load(a_ptr, a_at + t * TILE, t * TILE - shift, columns, False, PTX))
-        tl.store(dots_ptr + k, _total(lanes))
-    tl.debug_barrier()
-    for t in range(tiles):
+                    _round_and_store(target, x_at + at, four, tile0 + t, column, columns, sr_seed_ptr, zero, EVEN, PTX)
+        tl.debug_barrier()
+    for t in range(TILES, tiles if REST else TILES):
         at, column = t * TILE, t * TILE - shift
+        rest = _begin(x_ptr, x_at + at, column, columns, keep_ptr, EVEN, PTX)
+        for k in range(1 if COUNT == 1 else count):
+            seed, coeff = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k)
+            projection = dot if COUNT == 1 else tl.load(dots_ptr + k)
+            drawn = tile_noise(seed, tile0 + t, word(_STREAM), zero, NOISE, PTX, SHORT=True)
+            rest = _add_term(
+                x_ptr, a_ptr, part_ptr, rest, drawn, kappa, projection, coeff, a_at + at, column, columns,
+                row + k > 0, EVEN, PTX,
+            )  # fmt: skip
         if x_ptr is not None:
-            acc = _kept(_load(x_ptr, x_at + at, column, columns, False, PTX), keep_ptr)
-        for k in range(count):
-            seed, coeff, dot = tl.load(seeds_ptr + k), tl.load(coeffs_ptr + k), tl.load(dots_ptr + k)
-            z = tile_noise(seed, tile0 + t, word(_STREAM), zero, NOISE, PTX)
-            if part_ptr is not None:
-                _add_score(part_ptr, z, coeff * dot, column, columns, row + k > 0, False, PTX)
-            if x_ptr is not None:
-                a = _load(a_ptr, a_at + at, column, columns, False, PTX)
-                acc = _move(acc, z, a, kappa * dot * -1.0, coeff)
-        if x_ptr is not None:
-            _round_and_store(target, x_at + at, acc, tile0 + t, column, columns, sr_seed_ptr, zero, False, PTX)
+            _round_and_store(target, x_at + at, rest, tile0 + t, column, columns, sr_seed_ptr, zero, EVEN, PTX)
 
 
 @triton.jit(do_not_specialize=["offset", "matrices", "count", "stride"])
@@ -252,11 +264,13 @@ def kron_rows_kernel(
     COUNT: tl.constexpr,
     NOISE: tl.constexpr,
     TILES: tl.constexpr,
+    REST: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """One row block a program. ``COUNT`` is 1, or -1 for a loop over ``count`` seeds.
 
-    ``TILES``: the most tiles that a row touches, all of them kept; 0 keeps none. Without ``x_ptr`` the matrices are
+    ``TILES``: so many tiles of a row that stands at multiples of 16 are kept; ``REST``: there may
+    be more of them. Without ``x_ptr`` the matrices are
     left alone; ``partials_ptr``, ``stride`` numbers a block, takes the block's sums of the score, ``dots_ptr``,
     ``count`` numbers a block, the dot products of a row.
     """
@@ -274,22 +288,23 @@ def kron_rows_kernel(
         target = x_ptr
         like = a_ptr
     part_ptr = partials_ptr if partials_ptr is None else partials_ptr + block * (stride // 16 * 16)
-    even = ((offset | start | columns | a_start) % 16 == 0) & (TILES > 0)
-    if even:
+    dots_ptr += block * count
+    if (offset | start | columns | a_start) % 16 == 0:
         zero = _anchor(like, first // 16 * 16, PTX)
         for row in range(rows):
-            _kept_row(
-                x_ptr, target, a_ptr, kappa, seeds_ptr, coeffs_ptr, keep_ptr, sr_seed_ptr, part_ptr,
-                row, first + row * columns, offset, a_start, columns, count, zero, COUNT, NOISE, TILES, PTX,
+            _row(
+                x_ptr, target, a_ptr, kappa, seeds_ptr, coeffs_ptr, keep_ptr, sr_seed_ptr, part_ptr, dots_ptr,
+                row, first + row * columns, offset, a_start, columns, count, zero,
+                COUNT, NOISE, TILES, REST, True, PTX,
             )  # fmt: skip
-            if part_ptr is not None:
-                tl.debug_barrier()  # the next row's columns belong to other threads
+            tl.debug_barrier()  # the next row's columns and dot products belong to other threads
     else:
         zero = _anchor(like, first, PTX)
         for row in range(rows):
-            _ragged_row(
-                x_ptr, target, a_ptr, kappa, seeds_ptr, coeffs_ptr, keep_ptr, sr_seed_ptr, part_ptr,
-                dots_ptr + block * count, row, first + row * columns, offset, a_start, columns, count, zero, NOISE, PTX,
+            _row(
+                x_ptr, target, a_ptr, kappa, seeds_ptr, coeffs_ptr, keep_ptr, sr_seed_ptr, part_ptr, dots_ptr,
+                row, first + row * columns, offset, a_start, columns, count, zero,
+                COUNT, NOISE, 0, True, False, PTX,
             )  # fmt: skip
             tl.debug_barrier()
 
@@ -349,20 +364,18 @@ def kron_score(
     return score
 
 
-def kron_config(widest: int, loop: bool) -> tuple[int, int]:
-    """Tiles of a row to keep in registers, 0 for none, and warps that share them: at most 96 numbers a thread."""
+def kron_config(widest: int, loop: bool) -> tuple[int, bool]:
+    """Tiles of a row to keep in registers, at most 96 numbers a thread, and whether rows may have more."""
     tiles = -(-(widest + 1023) // 1024)  # that a row touches, wherever it starts
-    kept = 2 * tiles if loop else tiles  # a loop keeps the sum besides the noise
-    if kept > _MOST_TILES:
-        return 0, 4
-    return tiles, 2 if kept <= 6 else 4 if kept <= 12 else 8
+    most = _MOST_LOOP_TILES if loop else _MOST_TILES
+    return min(tiles, most), tiles > most
 
 
 def _rows(x, out, a, kappa, segments, seeds, coeffs, keep, sr_seed, score, offset, noise, blocks, widest) -> None:
     if x is not None and x.dtype == torch.float32:
         sr_seed = None
     count, matrices, ptx = seeds.numel(), segments.shape[0], launch.uses_ptx(a)
-    tiles, warps = kron_config(widest, count != 1)
+    tiles, more = kron_config(widest, count != 1)
     partials, stride = None, 0
     if score is not None:
         stride = -(-widest // 16) * 16
@@ -388,8 +401,9 @@ def _rows(x, out, a, kappa, segments, seeds, coeffs, keep, sr_seed, score, offse
             COUNT=1 if count == 1 else -1,
             NOISE=noise,
             TILES=tiles,
+            REST=more,
             PTX=ptx,
-            **launch.compile_options(ptx, MOST_REGISTERS, warps),
+            **launch.compile_options(ptx, MOST_REGISTERS, WARPS),
         )
         if score is not None:
             grid = (matrices, -(-widest // LANES.value))

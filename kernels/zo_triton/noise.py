@@ -12,6 +12,7 @@ So one Philox call fills the same place of several rows, and each row is contigu
 
 import triton
 import triton.language as tl
+from zoengine.kernels import noise_ptx
 
 from zoengine.noise import table
 
@@ -28,6 +29,11 @@ _M0 = tl.constexpr(table.PHILOX_M0)
 _M1 = tl.constexpr(table.PHILOX_M1)
 _W0 = tl.constexpr(table.PHILOX_W0)
 _W1 = tl.constexpr(table.PHILOX_W1)
+_FIRST_ROUNDS = tl.constexpr(noise_ptx.FIRST_ROUNDS)
+_LAST_ROUNDS = tl.constexpr(noise_ptx.LAST_ROUNDS)
+_NORMALS = tl.constexpr(noise_ptx.NORMALS)
+_WORDS = tl.constexpr(noise_ptx.WORDS)
+_PIECE_CONSTRAINTS = tl.constexpr(noise_ptx.CONSTRAINTS)
 _U_SCALE = tl.constexpr(table.U_SCALE)
 _U_SHIFT = tl.constexpr(table.U_SHIFT)
 _LOG_PIVOT = tl.constexpr(table.LOG_PIVOT)
@@ -130,16 +136,60 @@ def philox(seed, low, high, stream, PTX: tl.constexpr):
     ``low`` is a tensor, ``high`` and ``stream`` are scalars: much of the first two rounds is scalar too, and the
     bracketing keeps it so.
     """
+    c0, c1, c2, c3, _, _ = _rounds(seed, low, high, stream, _PHILOX_ROUNDS, PTX)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _rounds(seed, low, high, stream, ROUNDS: tl.constexpr, PTX: tl.constexpr):
+    """The counter of :func:`philox` after the first rounds, and the key of the next."""
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
     c0, c1, c2, c3 = low, high, stream, word(0)
-    for _ in tl.static_range(_PHILOX_ROUNDS):
+    for _ in tl.static_range(ROUNDS):
         h0, l0 = multiply_wide(_M0, c0, PTX)
         h1, l1 = multiply_wide(_M1, c2, PTX)
         c0, c1, c2, c3 = h1 ^ (c1 ^ k0), l1, h0 ^ (c3 ^ k1), l0
         k0 += word(_W0)
         k1 += word(_W1)
-    return c0, c1, c2, c3
+    return c0, c1, c2, c3, k0, k1
+
+
+@triton.jit
+def _last_rounds(seed, low, high, stream, PIECE: tl.constexpr):
+    """What a piece of PTX of ``noise_ptx`` makes of a Philox call, as uint32."""
+    c0, c1, c2, c3, k0, k1 = _rounds(seed, low, high, stream, _FIRST_ROUNDS, True)
+    operands = (c0, c1, c2, c3)
+    for _ in tl.static_range(_LAST_ROUNDS):
+        operands += (k0, k1)
+        k0 += word(_W0)
+        k1 += word(_W1)
+    return tl.inline_asm_elementwise(
+        PIECE, _PIECE_CONSTRAINTS, operands, dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32), is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _block_words(seed, low, high, stream, PTX: tl.constexpr):
+    """:func:`philox`, of fewer operations."""
+    if PTX:
+        return _last_rounds(seed, low, high, stream, _WORDS)
+    else:
+        return philox(seed, low, high, stream, PTX)
+
+
+@triton.jit
+def _block_normals(seed, low, high, stream, SHORT: tl.constexpr, PTX: tl.constexpr):
+    """The four normals of a Philox call, see :func:`philox`; ``SHORT``: of fewer operations."""
+    if PTX and SHORT:
+        z0, z1, z2, z3 = _last_rounds(seed, low, high, stream, _NORMALS)
+        z0, z1 = z0.to(tl.float32, bitcast=True), z1.to(tl.float32, bitcast=True)
+        return z0, z1, z2.to(tl.float32, bitcast=True), z3.to(tl.float32, bitcast=True)
+    else:
+        w0, w1, w2, w3 = philox(seed, low, high, stream, PTX)
+        z0, z1 = box_muller(w0, w1, PTX)
+        z2, z3 = box_muller(w2, w3, PTX)
+        return z0, z1, z2, z3
 
 
 @triton.jit
@@ -247,13 +297,15 @@ def choose(which, a, b, c, d):
 
 
 @triton.jit
-def tile_noise(seed, tile, stream, zero, NOISE: tl.constexpr, PTX: tl.constexpr):
-    """Noise of the tiles of 1024 numbered by int64 ``tile`` (T, 1): the four rows of 256 lanes, each (T, 256)."""
+def tile_noise(seed, tile, stream, zero, NOISE: tl.constexpr, PTX: tl.constexpr, SHORT: tl.constexpr = False):
+    """Noise of the tiles of 1024 numbered by int64 ``tile`` (T, 1): the four rows of 256 lanes, each (T, 256).
+
+    ``SHORT``: of few operations, for kernels with so many that Triton takes long to compile them.
+    """
     lane = zero + tl.arange(0, LANES)[None, :].to(tl.uint32)
     if NOISE == GAUSSIAN:
-        w0, w1, w2, w3 = philox(seed, (tile << 8).to(tl.uint32) + lane, (tile >> 24).to(tl.uint32), stream, PTX)
-        z0, z1 = box_muller(w0, w1, PTX)
-        z2, z3 = box_muller(w2, w3, PTX)
+        low, high = (tile << 8).to(tl.uint32) + lane, (tile >> 24).to(tl.uint32)
+        z0, z1, z2, z3 = _block_normals(seed, low, high, stream, SHORT, PTX)
     else:
         large = tile >> 5  # tile of 32768
         w0, w1, w2, w3 = philox(seed, (large << 8).to(tl.uint32) + lane, (large >> 24).to(tl.uint32), stream, PTX)
@@ -268,7 +320,7 @@ def tile_rounding_words(seed, tile, zero, PTX: tl.constexpr):
     large = tile >> 1  # tile of 2048
     lane = zero + tl.arange(0, LANES)[None, :].to(tl.uint32)
     low, high = (large << 8).to(tl.uint32) + lane, (large >> 24).to(tl.uint32)
-    w0, w1, w2, w3 = philox(seed, low, high, word(_STREAM_ROUNDING), PTX)
+    w0, w1, w2, w3 = _block_words(seed, low, high, word(_STREAM_ROUNDING), PTX)
     odd = (tile & 1) != 0
     return tl.where(odd, w2, w0), tl.where(odd, w3, w1)
 
