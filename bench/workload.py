@@ -84,6 +84,7 @@ class Task:
         generator = torch.Generator().manual_seed(0)
         self._ids = torch.randint(0, model.config.vocab_size, (batch, tokens), generator=generator).to(device)
         self._last = torch.full((batch,), tokens - 1, device=device)
+        self._places = [frozenset({tokens - 1})] * batch
         self._targets = torch.arange(batch, device=device) % 2
         self._labels = torch.tensor([5, 7], device=device)
         self._decoder = Decoder()
@@ -98,5 +99,7 @@ class Task:
         return self._loss(1)
 
     def _loss(self, count: int) -> Tensor:
-        logits = self._decoder.label_logits(self.model, self._ids[:count], self._last[:count], self._labels)
+        logits = self._decoder.label_logits(
+            self.model, self._ids[:count], self._last[:count], self._labels, self._places[:count]
+        )
         return F.cross_entropy(logits, self._targets[:count])

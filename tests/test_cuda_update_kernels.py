@@ -115,7 +115,7 @@ def test_add_transformed(dtype, stochastic, transform, noise):
 @pytest.mark.parametrize(("dtype", "stochastic"), [(None, False), *CASES], ids=str)
 def test_state_fold(dtype, stochastic, noise):
     generator = torch.Generator().manual_seed(2)
-    for case, (n, offset, count, shift) in enumerate([*PLACES, (SOME + 3, 3 * 1024, 1, 4)]):
+    for case, (n, offset, count, shift) in enumerate([*PLACES, (700_003, 3 * 1024, 1, 4)]):
         state = torch.randn(n, generator=generator)
         x = None if dtype is None else weights(generator, n, dtype)
         seeds, streams, coeffs = terms(generator, count)
@@ -134,6 +134,15 @@ def test_state_fold(dtype, stochastic, noise):
             assert_same(result, squares, f"squares {n} {offset}")
             if x is not None:
                 assert_same(args[1], new_x, f"{n} {offset}")
+
+
+@pytest.mark.skipif(PROCESSORS < 8, reason="takes too long on the simulated GPU")
+def test_the_norm_of_more_tiles_than_one_step_adds():
+    state, seed = torch.randn(68_000_000, generator=torch.Generator().manual_seed(3)), torch.tensor([1])
+    valid = torch.full((-(-len(state) // 1024),), 1024, dtype=torch.int32)
+    args = (seed, torch.zeros_like(seed), torch.ones(1), None, None, None, None, valid, 0, 0)
+    result, _, _ = run("state_fold_", state, None, *args)
+    assert_same(result, reference.state_fold_(state, None, *args))
 
 
 @NOISES
