@@ -148,7 +148,7 @@ class Block:
         inputs = operands[1:]
         if op in ("ld", "st"):
             return self.access(name, operands, active)
-        if op == "red":
+        if op in ("red", "atom"):
             return self.add_atomically(name, operands, active)
         if op == "ldmatrix":
             return self.load_matrices(name, operands, active)
@@ -239,16 +239,22 @@ class Block:
         return None
 
     def add_atomically(self, name: list[str], operands: list[str], active: np.ndarray) -> None:
-        """``red.global.gpu.relaxed.add.u64 [a], b``; the threads one after another."""
-        kind = name[-1]
+        """``red.global.gpu.relaxed.add.u64 [a], b``, or ``atom`` with a register for what was there; in turn."""
+        kind, before = name[-1], None
         assert name[1] == "global" and name[-2] == "add" and kind[0] in "us"
+        if name[0] == "atom":
+            before, *operands = operands
         if active.any():
             base, _, more = operands[0].strip("[] ").partition("+")
             addresses = (self.value(base.strip(), "u64") + np.uint64(int(more or 0)))[active]
             area, where = self.memory.place(addresses, bits_of(kind) // 8)
             values = self.value(operands[1], kind)[active]
-            for at, value in zip(where, values, strict=True):
+            found = np.zeros(self.threads, dtype=values.dtype)
+            for thread, at, value in zip(active.nonzero()[0], where, values, strict=True):
+                found[thread] = area[at].view(values.dtype)[0]
                 area[at] = (area[at].view(values.dtype) + value).view(np.uint8)
+            if before is not None:
+                self.set(before, found, kind, active)
 
     def load_matrices(self, name: list[str], operands: list[str], active: np.ndarray) -> None:
         """``ldmatrix.sync.aligned.m8n8.x4.shared.b16 {a, b, c, d}, [e]``: thread 8 m + r of a warp has the address of
