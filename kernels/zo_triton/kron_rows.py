@@ -9,7 +9,7 @@ How many tiles stay is a matter of compile time. Each is code of its own, and Tr
 proportion to the accesses to memory times the square of all operations: keeping all of a row took 20 s at 8,192
 columns and 55 s at 16,384, several times that with a score and stochastic rounding. With four tiles, rows of up to
 4,096 columns that start at a tile are drawn once. Wider ones would need more warps for their registers, whose threads
-then make narrower accesses: at 8,192 columns that took 53 instructions an element, and drawing half again takes 60.
+then make narrower accesses: at 8,192 columns that took 53 instructions an element, and drawing half again takes 62.
 """
 
 import torch
