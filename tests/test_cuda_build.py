@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=CUDA_HOME / "bin")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-FILES = ("add_noise", "noise_fill", "segments")
 UPDATES = ("transform", "state_fold", "rule_step", "kron", "lowrank", "mask_below", "segment_fill", "segment_histogram")
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
@@ -50,11 +49,11 @@ def compile_cubin(source, architecture, folder):
 
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory):
-    """All kernels for sm_90, the counted ones for the other architectures: {(file, architecture): kernels by name}."""
+    """All kernels for sm_90 and sm_80, the counted ones for sm_100: {(file, architecture): kernels by name}."""
     folder = tmp_path_factory.mktemp("cubins")
     (folder / "noise_table.h").write_text(table.cpp_header())
-    jobs = [(ROOT / "csrc" / "cuda" / f"{name}.cu", "sm_90") for name in FILES]
-    jobs += [(ROOT / "csrc" / "cuda" / f"{name}.cu", arch) for name in UPDATES for arch in ("sm_90", "sm_80")]
+    files = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    jobs = [(file, arch) for file in files for arch in ("sm_90", "sm_80")]
     jobs += [(ROOT / "tests" / "cuda_budget_updates.cu", "sm_90")]
     jobs += [(ROOT / "tests" / "cuda_budget.cu", arch) for arch in ARCHITECTURES if arch != "sm_90"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
