@@ -53,7 +53,7 @@ compare: $(VENV)/encoder
 	$(BIN)/zoengine compare configs/compare.yaml
 
 test: $(VENV)/developer
-	$(BIN)/python -m pytest -q --timeout=600
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout=600
 
 lint: $(VENV)/developer
 	$(BIN)/ruff check .
