@@ -29,7 +29,7 @@ class BackendError(RuntimeError):
 
 
 # In the order of preference on each device type. On a GPU the floors predicted for the two (bench/results/predicted-*)
-# are within an eighth of each other, either way; CUDA C++, where it was built, compiles nothing at a kernel's first use.
+# are within an eighth of each other, either way; CUDA C++, where it was built, compiles nothing at first use.
 _PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
 _MODULES: dict[str, Callable[[], ModuleType]] = {
     "cpp": lambda: importlib.import_module("zoengine.ops.extension").load("cpu"),
