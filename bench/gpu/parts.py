@@ -118,16 +118,11 @@ def update_rows(part: Part) -> None:
 
 
 def step_rows(part: Part, models: tuple[str, ...] = MODELS) -> None:
-    """The whole step of models of random weights, in bf16.
-
-    With the kernels in CUDA C++ where they are built: Triton would compile for longer than all steps take.
-    """
-    backend = "cuda" if "cuda" in part.backends else part.backends[0]
-    part.facts["backend"] = backend
-    with ops.use(backend):
-        for k, name in enumerate(models):
-            until = part.until - _EACH_MODEL * (len(models) - 1 - k)
-            part.measure(name, functools.partial(_steps, part, name, until))
+    """The whole step of models of random weights, in bf16, with the default backend."""
+    part.facts["backend"] = ops.current(part.device)
+    for k, name in enumerate(models):
+        until = part.until - _EACH_MODEL * (len(models) - 1 - k)
+        part.measure(name, functools.partial(_steps, part, name, until))
 
 
 def _steps(part: Part, name: str, until: float) -> list[rows.Row]:
