@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from gpu_places import MANY, SOME, moved
 
 from zoengine import ops
 from zoengine.noise import table
@@ -18,9 +19,6 @@ pytestmark = [
 # The C++ kernels on the CPU, whose bits are the reference's (tests/test_cpp_*.py), and which do not take minutes.
 reference = extension.load("cpu") if CUDA.available else None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count if CUDA.available else 1
-MANY = 23_000 * PROCESSORS  # whole units on every multiprocessor more than once
-SOME = min(300_000, MANY)
 # (elements, offset, elements that x begins after a place that suits every vector): whole units, cut ones, and ranges
 # across the places where the upper half of a block number changes.
 PLACES = [
@@ -29,16 +27,6 @@ PLACES = [
 ]  # fmt: skip
 NAMES = ["cuda", "triton"] if ops.backends()["triton"].available else ["cuda"]
 KINDS = [(1, False, 0), (2, False, 0), (4, True, 2), (0, True, 1)]  # terms, decay, states
-
-
-def moved(value, shift):
-    """``value`` on the GPU, ``shift`` elements behind the beginning of its memory."""
-    if isinstance(value, list):
-        return [moved(one, shift) for one in value]
-    if value is None:
-        return None
-    memory = torch.empty(value.numel() + shift, dtype=value.dtype, device="cuda")
-    return memory[shift:].copy_(value)
 
 
 def assert_same(actual, expected, what=""):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu_places import MANY, PROCESSORS, SOME, moved
 
 from zoengine import ops
 from zoengine.noise import table
@@ -18,9 +19,6 @@ pytestmark = [
 reference = extension.load("cpu") if CUDA.available else None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = [(dtype, rounding) for dtype in DTYPES for rounding in (False, True) if dtype != torch.float32 or not rounding]
-PROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count if CUDA.available else 1
-MANY = 23_000 * PROCESSORS  # whole units on every multiprocessor more than once
-SOME = min(300_000, MANY)
 # (elements, offset, terms, elements that data begins after a place that suits every vector): whole units, cut ones, and
 # ranges across the places where the upper half of a block number changes.
 PLACES = [
@@ -46,16 +44,7 @@ def run(name, *args, shift=0, **kwargs):
 
     Returns what it returns and its arguments.
     """
-
-    def moved(value):
-        if isinstance(value, list):
-            return [moved(one) for one in value]
-        if not isinstance(value, torch.Tensor):
-            return value
-        memory = torch.empty(value.numel() + shift, dtype=value.dtype, device="cuda")
-        return memory[shift:].view(value.shape).copy_(value)
-
-    args, kwargs = [moved(one) for one in args], {key: moved(one) for key, one in kwargs.items()}
+    args, kwargs = moved(list(args), shift), {key: moved(one, shift) for key, one in kwargs.items()}
     with ops.use("cuda"):
         return getattr(torch.ops.zoengine, name)(*args, **kwargs), args, kwargs
 

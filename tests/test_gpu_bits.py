@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_places import PROCESSORS
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is not installed
@@ -19,8 +20,6 @@ from zoengine import methods, ops
 from zoengine.noise import table
 
 BACKENDS = ops.backends()
-CUDA = torch.cuda.is_available()
-PROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count if CUDA else 1  # few on the simulated GPU
 pytestmark = pytest.mark.skipif(not BACKENDS["cpp"].available, reason="the compiled extension is not installed")
 
 

@@ -27,15 +27,9 @@ using c10::DispatchKeySet;
 
 const c10::Device kDevice(DeviceType::CUDA, 0);
 const DispatchKeySet kKeys(DispatchKey::CUDA);
-int64_t reads = 0, writes = 0;  // by the host, of the device
 
 void refuse_in_capture(const std::string& what) {
   TORCH_CHECK(capture == nullptr, "operation not permitted when stream is capturing: ", what);
-}
-
-void count_read(const std::string& what) {
-  refuse_in_capture(what);
-  ++reads;
 }
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
@@ -176,11 +170,8 @@ Tensor& set_empty(Tensor& self) { return set_tensor(self, at::empty({0}, self.op
 
 const Tensor& moved(const Tensor& to, const Tensor& from) {
   if (to.numel() == 0) return to;
-  if (from.is_cuda() && !to.is_cuda()) count_read("a copy to the host");
-  if (to.is_cuda() && !from.is_cuda()) {
-    refuse_in_capture("a copy from the host");
-    ++writes;
-  }
+  if (from.is_cuda() && !to.is_cuda()) refuse_in_capture("a copy to the host");
+  if (to.is_cuda() && !from.is_cuda()) refuse_in_capture("a copy from the host");
   enqueue([to = host(to), from = host(from), kept = std::pair(to, from)] { to.copy_(from); });
   return to;
 }
@@ -193,7 +184,7 @@ Tensor& copy_(Tensor& self, const Tensor& from, bool) {
 Tensor copy_from(const Tensor& from, const Tensor& to, bool) { return moved(to, from); }
 
 at::Scalar local_scalar_dense(const Tensor& tensor) {
-  count_read("reading a number");
+  refuse_in_capture("reading a number");
   return at::_local_scalar_dense(host(tensor));
 }
 
@@ -285,7 +276,7 @@ void record(const c10::OperatorHandle& op, torch::jit::Stack* stack, size_t firs
 void on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const size_t first = stack->size() - schema.arguments().size();
-  if (kReading.count(schema.name())) count_read(schema.name());
+  if (kReading.count(schema.name())) refuse_in_capture(schema.name());
   Taken taken{schema.name(), {}, {}};
   for (size_t i = first; i < stack->size(); ++i) taken.take((*stack)[i]);
   TORCH_CHECK(taken.strays.empty() || taken.pairs.empty(), "Expected all tensors to be on the same device, but ",
@@ -332,6 +323,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("replay", [](Graph& graph) {
         for (auto& work : graph.work) work();
       });
-  m.def("counts", [] { return std::pair(reads, writes); },
-        "How often the host has read and has written the device's memory.");
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ import torch
 NAME = "Simulated GPU"
 MEMORY = 1 << 30
 MULTIPROCESSORS = 3
-_device: ModuleType | None = None
 
 
 class Stream:
@@ -38,25 +37,23 @@ def _graph(graph: Any, **kwargs: Any):
         graph.capture_end()
 
 
-def install() -> ModuleType:
-    """Make ``torch.cuda`` say that there is a GPU, and the package that its CUDA kernels were built; the extension.
+def _nothing(*args: Any, **kwargs: Any) -> None: ...
+
+
+def install() -> None:
+    """Make ``torch.cuda`` say that there is a GPU, and the package that its CUDA kernels were built.
 
     Raises:
         RuntimeError: this torch has CUDA.
     """
-    global _device
-    if _device is not None:
-        return _device
     if torch.version.cuda is not None:
         raise RuntimeError("a torch with CUDA has kernels of its own for this device; install one without")
     from simulated_gpu.build import load
 
-    _device = load()
+    device = load()
     properties = SimpleNamespace(
         name=NAME, major=9, minor=0, total_memory=MEMORY, multi_processor_count=MULTIPROCESSORS
     )
-    nothing = lambda *args, **kwargs: None  # noqa: E731
-    no_context = lambda *args, **kwargs: contextlib.nullcontext()  # noqa: E731
     for name, value in {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -70,21 +67,13 @@ def install() -> ModuleType:
         "memory_allocated": lambda device=None: MEMORY // 4,
         "current_stream": lambda device=None: Stream(),
         "Stream": Stream,
-        "CUDAGraph": _device.Graph,
+        "CUDAGraph": device.Graph,
         "graph": _graph,
-        "stream": no_context,
-        "device": no_context,
-        **dict.fromkeys(("_lazy_init", "_sleep", "empty_cache", "reset_peak_memory_stats", "synchronize"), nothing),
+        **dict.fromkeys(("stream", "device"), contextlib.nullcontext),
+        **dict.fromkeys(("_lazy_init", "_sleep", "empty_cache", "reset_peak_memory_stats", "synchronize"), _nothing),
     }.items():
         setattr(torch.cuda, name, value)
     torch.version.cuda = "13.0"
     torch.Tensor.pin_memory = lambda self, *args: self.clone()
-    _offer_cuda_half()
-    return _device
-
-
-def _offer_cuda_half() -> None:
-    """The extension that holds the CPU kernels says that it has those for CUDA, which are the simulated GPU's."""
-    compiled = importlib.import_module("zoengine._C")
-    compiled.has_cuda = lambda: True
+    importlib.import_module("zoengine._C").has_cuda = lambda: True  # its ops for CUDA are the simulated GPU's
     sys.modules.setdefault("triton", None)  # its kernels would want a driver; its interpreter is tested elsewhere
